@@ -1,0 +1,1 @@
+"""mutransfer: tune a small model, train a big one."""

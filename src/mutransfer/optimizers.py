@@ -182,6 +182,6 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer] | None:
     if key.startswith("muon"):
         return getattr(torch.optim, "Muon", None)
     for attribute, value in vars(torch.optim).items():
-        if attribute.lower() == key and inspect.isclass(value):
+        if attribute.lower() == key and inspect.isclass(value) and issubclass(value, torch.optim.Optimizer):
             return value
     return None

@@ -1,0 +1,135 @@
+"""Layers matched across depths by their repeated-block pattern: which base tensor is the small brother of a target's.
+
+A stack is a path whose children are numbered (`blocks.0`, `blocks.1`, …). When base and target hold a different number of
+children, first goes to first, last to last, and the ones between proportionally, among children that look alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from mutransfer.errors import InputError
+
+_DIGITS = re.compile(r"^\d+$")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A numbered stack whose length differs between base and target: `path` in the target, children that carry tensors."""
+
+    path: str
+    base: int
+    target: int
+
+
+def _children(names: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+    """stack path → child number → relative tensor names, for every numbered level of dotted names."""
+    stacks: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        parts = name.split(".")
+        for i, part in enumerate(parts):
+            if _DIGITS.match(part):
+                children = stacks.setdefault(".".join(parts[:i]), {})
+                children.setdefault(part, []).append(".".join(parts[i + 1 :]))
+    return stacks
+
+
+def _pick(position: int, of: int, among: int) -> int:
+    """Which of `among` base children serves child `position` of `of`: first → first, last → last, else proportional."""
+    if among == of:
+        return position
+    if position == 0 or among == 1:
+        return 0
+    if position == of - 1:
+        return among - 1
+    if among == 2:
+        return position * 2 // of
+    return 1 + (position - 1) * (among - 2) // (of - 2)
+
+
+def match(
+    base: Mapping[str, tuple[int, ...]], target: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, str], list[Stack]]:
+    """Map every target tensor name to a base name; also the stacks whose length changed.
+
+    `base` and `target` map names to shapes. Raises InputError naming the first tensor without a counterpart.
+    """
+    base_stacks, target_stacks = _children(base), _children(target)
+    child_of: dict[tuple[str, str], str] = {}  # (target stack, child) -> base child
+    changed: dict[tuple[str, str], Stack] = {}
+
+    def ranks(stack: str, children: dict[str, list[str]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple]:
+        """child → what it looks like: relative names and numbers of axes, nested numbers folded."""
+        return {
+            child: tuple(
+                sorted({(re.sub(r"\.\d+\.", ".#.", f".{r}."), len(shapes[_join(stack, child, r)])) for r in relative})
+            )
+            for child, relative in children.items()
+        }
+
+    def resolve(name: str) -> str:
+        parts, done = name.split("."), []
+        for i, part in enumerate(parts):
+            target_stack, base_stack = ".".join(parts[:i]), ".".join(done)
+            if not _DIGITS.match(part) or base_stack not in base_stacks:
+                done.append(part)
+                continue
+            key = (target_stack, part)
+            if key not in child_of:
+                _assign(target_stack, base_stack)
+            done.append(child_of.get(key, part))
+        return ".".join(done)
+
+    def _assign(target_stack: str, base_stack: str) -> None:
+        ours, theirs = target_stacks[target_stack], base_stacks[base_stack]
+        if list(ours) == list(theirs):
+            child_of.update({(target_stack, child): child for child in ours})
+            return
+        our_looks, their_looks = ranks(target_stack, ours, target), ranks(base_stack, theirs, base)
+        for child, look in our_looks.items():
+            alike = [c for c in ours if our_looks[c] == look]
+            candidates = [c for c in theirs if their_looks[c] == look]
+            if candidates:
+                child_of[target_stack, child] = candidates[_pick(alike.index(child), len(alike), len(candidates))]
+        if len(ours) != len(theirs):
+            generic = re.sub(r"\.\d+(?=\.|$)", ".#", target_stack)
+            changed[(generic, base_stack)] = Stack(target_stack, len(theirs), len(ours))
+
+    mapping: dict[str, str] = {}
+    for name in target:
+        found = name if name in base and not any(map(_DIGITS.match, name.split("."))) else resolve(name)
+        if found not in base:
+            near = ", ".join(list(base)[:3])
+            raise InputError(f"{name!r} of the target has no counterpart in the base model (which has {near}, …)")
+        if len(base[found]) != len(target[name]):
+            raise InputError(
+                f"{name!r} has shape {target[name]} in the target but {base[found]} ({found!r}) in the base: "
+                f"the two models must differ in sizes only"
+            )
+        mapping[name] = found
+    used = set(mapping.values())
+    orphans = [name for name in base if name not in used and collapse(name) not in {collapse(n) for n in target}]
+    if orphans:
+        raise InputError(f"{orphans[0]!r} of the base model has no counterpart in the target")
+    return mapping, list(changed.values())
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def collapse(name: str) -> str:
+    """The name with every block number replaced by `*`: what is common to the copies of a layer."""
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
+
+
+def block_of(name: str, stacks: Iterable[Stack]) -> str | None:
+    """The path of the repeated block that holds this tensor (`blocks.3`), or None outside every changed stack."""
+    patterns = {re.sub(r"\.\d+(?=\.|$)", ".#", stack.path) for stack in stacks}
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if _DIGITS.match(part) and re.sub(r"\.\d+(?=\.|$)", ".#", ".".join(parts[:i])) in patterns:
+            return ".".join(parts[: i + 1])
+    return None

@@ -170,7 +170,8 @@ class Attention(nn.Module):
         k = self.k_proj(x).view(batch, length, self.kv_heads, self.head_size).transpose(1, 2)
         v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_size).transpose(1, 2)
         if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            # Under autocast the projections are bf16; the norms run in the residual stream's precision, as their gains.
+            q, k = self.q_norm(q.type_as(x)), self.k_norm(k.type_as(x))
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         if self.kv_heads != self.n_heads:  # repeated rather than enable_gqa=True, which few backends take

@@ -36,7 +36,7 @@ class Embedding(nn.Embedding):
 
 
 def _draw(weight: Tensor, std: float) -> None:
-    # A meta tensor holds no numbers, and normal_ on it imports PyTorch's decompositions: a second lost for nothing.
+    # A meta tensor holds no numbers, and normal_ on it makes PyTorch import sympy: a second lost for nothing.
     if not weight.is_meta:
         nn.init.normal_(weight, std=std) if std > 0 else nn.init.zeros_(weight)
 

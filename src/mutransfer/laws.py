@@ -77,8 +77,18 @@ def measure(values: Tensor) -> Law:
     return Law("uniform" if uniform else "normal", mean, std)
 
 
+_VALUES_ONLY = frozenset(
+    ["normal_", "uniform_", "fill_", "zero_", "mul_", "div_", "add_", "sub_", "erfinv_", "clamp_", "copy_", "neg_"]
+)
+
+
 class _Recorder(TorchDispatchMode):
     """Follows laws through initialisation: in-place draws, fills, scalings; views share the law of their storage."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled while a model is built; saying so spares torch the import of its compiler (a second)."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,8 +104,10 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
+        # a meta tensor holds no numbers: running the draw would only make torch import its symbolic shapes (a second)
+        empty = name in _VALUES_ONLY and isinstance(args[0], Tensor) and args[0].is_meta
+        result = args[0] if empty else func(*args, **kwargs)
         if isinstance(result, Tensor):
             self._follow(name, args, kwargs, result)
         elif name == "linalg_qr":

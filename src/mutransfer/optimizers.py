@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import torch
@@ -30,14 +30,14 @@ Decay = Literal["decoupled", "coupled"]
 GRADIENT = "‖G‖₂"
 """The raw step is as large as the gradient: SGD."""
 
-NORMS: dict[str, Callable[[float, float], float]] = {
-    "√(in·out)": lambda n_in, n_out: math.sqrt(n_in * n_out),
-    "1": lambda n_in, n_out: 1.0,
-    "√max(1,out/in)": lambda n_in, n_out: math.sqrt(max(1.0, n_out / n_in)),
-    "√(out/in)": lambda n_in, n_out: math.sqrt(n_out / n_in),
-    "0.2√max(in,out)": lambda n_in, n_out: 0.2 * math.sqrt(max(n_in, n_out)),
+SQUARED_NORMS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
+    "√(in·out)": lambda n_in, n_out: n_in * n_out,
+    "1": lambda n_in, n_out: Fraction(1),
+    "√max(1,out/in)": lambda n_in, n_out: max(Fraction(1), n_out / n_in),
+    "√(out/in)": lambda n_in, n_out: n_out / n_in,
+    "0.2√max(in,out)": lambda n_in, n_out: max(n_in, n_out) / 25,
 }
-"""‖A‖₂ of a raw step by its formula: (fan_in, fan_out) → operator norm."""
+"""‖A‖₂² of a raw step by the formula of ‖A‖₂: (fan_in, fan_out) → squared operator norm, exact."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,10 @@ class OptimizerFacts:
     def __post_init__(self) -> None:
         if self.degree not in (0, 1):
             raise InputError(f"degree={self.degree!r} of optimizer {self.name!r}: 0 (normalised) or 1 (like SGD)")
-        if self.norm != GRADIENT and self.norm not in NORMS:
-            raise InputError(f"norm={self.norm!r} of optimizer {self.name!r}: one of {GRADIENT!r}, {_quoted(NORMS)}")
+        if self.norm != GRADIENT and self.norm not in SQUARED_NORMS:
+            raise InputError(
+                f"norm={self.norm!r} of optimizer {self.name!r}: one of {GRADIENT!r}, {_quoted(SQUARED_NORMS)}"
+            )
         if (self.norm == GRADIENT) != (self.degree == 1):
             raise InputError(f"optimizer {self.name!r}: norm {GRADIENT!r} and degree 1 belong together")
 

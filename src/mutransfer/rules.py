@@ -19,17 +19,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Literal
 
 from mutransfer.errors import InputError
-from mutransfer.optimizers import GRADIENT, NORMS, OptimizerFacts
+from mutransfer.optimizers import GRADIENT, SQUARED_NORMS, OptimizerFacts
 
 Role = Literal["input", "hidden", "output", "vector", "scalar"]
 Mode = Literal["exact", "asymptotic"]
 ROLES: tuple[Role, ...] = ("input", "hidden", "output", "vector", "scalar")
 MODES: tuple[Mode, ...] = ("exact", "asymptotic")
 
-_INFINITE = 2.0**60  # asymptotic mode: a growing fan dominates every fixed one; a power of two keeps ratios exact
+_INFINITE = Fraction(2**80)  # asymptotic mode: a growing fan dominates every fixed one
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,12 @@ class Fan:
     @property
     def ratio(self) -> float:
         """target / base."""
-        return self.target / self.base
+        return float(self.exact)
+
+    @property
+    def exact(self) -> Fraction:
+        """target / base, without rounding."""
+        return Fraction(self.target) / Fraction(self.base)
 
     @property
     def grows(self) -> bool:
@@ -70,19 +76,26 @@ class Ratios:
 IDENTITY = Ratios(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 
-def step_norm_ratio(facts: OptimizerFacts, fan_in: Fan, fan_out: Fan, gradient: float, mode: Mode) -> float:
-    """Ratio of ‖A‖₂, the raw step's operator norm. Exact: real fans. Asymptotic: growing fans dominate fixed ones.
+def root(square: Fraction) -> float:
+    """√ of an exact fraction; exact itself wherever the root is rational, so that N·N^−1 is 1 and not 0.9999…"""
+    above, below = math.isqrt(square.numerator), math.isqrt(square.denominator)
+    if above * above == square.numerator and below * below == square.denominator:
+        return above / below
+    return math.sqrt(square)
+
+
+def squared_step_ratio(facts: OptimizerFacts, fan_in: Fan, fan_out: Fan, gradient: Fraction, mode: Mode) -> Fraction:
+    """Ratio of ‖A‖₂², the raw step's operator norm. Exact: real fans. Asymptotic: growing fans dominate fixed ones.
 
     The two differ where a formula compares a growing with a fixed fan: a 50,304-way head under 0.2√max(in,out).
     """
     if facts.norm == GRADIENT:
         return gradient
-    norm = NORMS[facts.norm]
-    scale_in = _INFINITE if mode == "asymptotic" and fan_in.grows else 1.0
-    scale_out = _INFINITE if mode == "asymptotic" and fan_out.grows else 1.0
-    return norm(fan_in.target * scale_in, fan_out.target * scale_out) / norm(
-        fan_in.base * scale_in, fan_out.base * scale_out
-    )
+    norm = SQUARED_NORMS[facts.norm]
+    scale_in = _INFINITE if mode == "asymptotic" and fan_in.grows else 1
+    scale_out = _INFINITE if mode == "asymptotic" and fan_out.grows else 1
+    target = norm(Fraction(fan_in.target) * scale_in, Fraction(fan_out.target) * scale_out)
+    return target / norm(Fraction(fan_in.base) * scale_in, Fraction(fan_out.base) * scale_out)
 
 
 def solve(
@@ -99,25 +112,35 @@ def solve(
     """The ratios of one tensor in multiplier form (nothing absorbed), from the equations at the head of this file.
 
     `depth` is L, `in_branch` says whether the tensor sits inside a residual branch, `exponent` is e (1 or ½).
-    Raises InputError for an unknown role or mode, or a ratio that is not positive.
+    Squares are exact fractions until the last root. Raises InputError for an unknown role or mode, or bad ratios.
     """
     if role not in ROLES:
         raise InputError(f"role={role!r}: one of {', '.join(ROLES)}")
     if mode not in MODES:
         raise InputError(f"mode={mode!r}: one of {', '.join(MODES)}")
-    a, b = fan_in.ratio, fan_out.ratio
-    if min(a, b, depth) <= 0:
-        raise InputError(f"ratios must be positive, got fan-in {a}, fan-out {b}, depth {depth}")
-    alpha = depth**-exponent if in_branch else 1.0
-    c = 1.0 / a if role == "output" else 1.0
-    std = a**-0.5 if role == "hidden" else 1.0
-    element = c * alpha / b
-    gradient = c * alpha * math.sqrt(a / b)
-    slow = depth ** (exponent - 1.0) if in_branch else 1.0
-    lr = slow / (c * math.sqrt(a / b) * step_norm_ratio(facts, fan_in, fan_out, gradient, mode))
-    l2 = 1.0 / lr if facts.degree == 1 else element * a * c
-    eps = {None: None, "element": element, "frobenius": gradient, "outer": gradient**2}[facts.eps_kind]
-    return Ratios(c, alpha, std, lr, 1.0 / lr, l2, eps, gradient)
+    if min(fan_in.base, fan_in.target, fan_out.base, fan_out.target, depth) <= 0:
+        raise InputError(f"sizes must be positive, got fan-in {fan_in}, fan-out {fan_out}, depth {depth}")
+    if exponent not in (0.5, 1.0):
+        raise InputError(f"exponent={exponent}: 1 (two or more matrices per residual branch) or 0.5 (one)")
+    a, b = fan_in.exact, fan_out.exact
+    blocks = Fraction(depth) if in_branch else Fraction(1)
+    twice = int(2 * exponent)
+    c = 1 / a if role == "output" else Fraction(1)
+    alpha2 = blocks**-twice
+    element2 = c**2 * alpha2 / b**2
+    gradient2 = c**2 * alpha2 * a / b
+    lr2 = blocks ** (twice - 2) / (c**2 * a / b * squared_step_ratio(facts, fan_in, fan_out, gradient2, mode))
+    eps2 = {None: None, "element": element2, "frobenius": gradient2, "outer": gradient2**2}[facts.eps_kind]
+    return Ratios(
+        multiplier=float(c),
+        branch=root(alpha2),
+        std=root(1 / a) if role == "hidden" else 1.0,
+        lr=root(lr2),
+        decay=root(1 / lr2),
+        l2=root(1 / lr2) if facts.degree == 1 else root(element2 * a**2 * c**2),
+        eps=None if eps2 is None else root(eps2),
+        gradient=root(gradient2),
+    )
 
 
 def gauge(ratios: Ratios, t: float, facts: OptimizerFacts, *, of: Literal["multiplier", "branch"]) -> Ratios:

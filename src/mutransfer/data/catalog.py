@@ -165,6 +165,11 @@ def prepared_folders(known: Known, root: Path) -> dict[str, Path]:
     }
 
 
+def holds_tokens(folder: Path) -> bool:
+    """Whether nanoGPT's own `train.bin` and `val.bin` lie in `folder`: its `data` folder can serve as the data folder."""
+    return (folder / "train.bin").is_file() and (folder / "val.bin").is_file()
+
+
 def raw_path(known: Known, root: Path) -> Path | None:
     """The published file, or the folder of text files, that a person (or a download) has put under `root`."""
     home = root / known.name
@@ -204,12 +209,13 @@ def listing(folder: str | Path | None = None) -> tuple[DataInfo, ...]:
     for known in KNOWN.values():
         prepared = prepared_folders(known, root)
         raw = raw_path(known, root)
+        tokens = known.kind == "text" and not known.embedded and holds_tokens(root / known.name)
         if known.embedded:
             needs = "pydoc_data.topics" if known.kind == "text" else "sklearn"
             present = _importable(needs)
         else:
-            present = bool(prepared) or (raw is not None and known.whole)
-        place = root / known.name if prepared else raw
+            present = bool(prepared) or tokens or (raw is not None and known.whole)
+        place = root / known.name if prepared or tokens else raw
         rows.append(DataInfo(known.name, known.kind, known.size, known.source, present, tuple(prepared), place))
     return tuple(rows)
 

@@ -12,6 +12,7 @@ from mutransfer.data.catalog import (
     Known,
     data_root,
     find_known,
+    holds_tokens,
     prepared_folders,
     raw_advice,
     raw_path,
@@ -56,25 +57,28 @@ def load(
     text = str(name)
     if not text:
         raise InputError("data '' is empty: give a name such as 'topics', or an existing file or folder")
-    if isinstance(name, str) and name in KNOWN:
-        data = _known(KNOWN[name], tokenizer, data_root(folder))
-    else:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            data = _folder(path, path.name, tokenizer, vocab_size)
-        elif path.is_file():
-            data = _token_file(path, tokenizer, vocab_size) if path.suffix == ".bin" else _text_file(path, tokenizer)
-        elif path.suffix or path.name != text:
-            raise InputError(
-                f"data {text!r} does not exist: give a name such as 'topics', or an existing file or folder"
-            )
+    try:
+        if isinstance(name, str) and name in KNOWN:  # a known name goes before a file of that name
+            data = _known(KNOWN[name], tokenizer, data_root(folder))
         else:
-            find_known(text)
-            raise AssertionError("find_known raises for a name that is not known")
+            data = _path(text, tokenizer, vocab_size)
+    except OSError as error:
+        raise InputError(f"data {text!r} cannot be read: {error.strerror or error}") from None
     if isinstance(data, TextData) and context is not None:
         require_length(data.train, context, f"data {text!r} (training split)")
         require_length(data.val, context, f"data {text!r} (validation split)")
     return data
+
+
+def _path(text: str, tokenizer: str | None, vocab_size: int | None) -> Data:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _folder(path, path.name, tokenizer, vocab_size)
+    if path.is_file():
+        return _token_file(path, tokenizer, vocab_size) if path.suffix == ".bin" else _text_file(path, tokenizer)
+    if path.suffix or path.name != text:
+        raise InputError(f"data {text!r} does not exist: give a name such as 'topics', or an existing file or folder")
+    return _known(find_known(text), tokenizer, data_root())
 
 
 def _known(known: Known, tokenizer: str | None, root: Path) -> Data:
@@ -96,6 +100,8 @@ def _known(known: Known, tokenizer: str | None, root: Path) -> Data:
         raise InputError(f"tokenizer {label!r} is unknown: write one of {', '.join(NAMES)}")
     if label in prepared:
         return _folder(prepared[label], known.name, None, None)
+    if holds_tokens(root / known.name):
+        return _folder(root / known.name, known.name, tokenizer, None)
     if not readable:
         raise InputError(_missing(known, label, root, tuple(prepared)))
     corpus = find_corpus(known, root, None, None, None)
@@ -211,7 +217,7 @@ def _vocabulary(folder: Path, tokenizer: str | None, vocab_size: int | None) -> 
             raise InputError(
                 f"{str(folder)!r} does not say its characters: leave out tokenizer='char', give vocab_size"
             )
-        elif vocab_size is not None:
+        elif tokenizer is None and vocab_size is not None:
             made = TokenIds(vocab_size)
         else:
             made = TiktokenTokenizer(tokenizer or "gpt2")

@@ -73,6 +73,8 @@ def _store(
     meta = read_meta(target)
     if meta is not None and (meta.get("request") == request or (source is None and meta.get("limit") == limit)):
         return Prepared(known.name, target, meta, cached=True)
+    if meta is None and target.is_dir() and any(target.iterdir()):
+        raise InputError(f"folder {str(target)!r} was not made by prepare and would be replaced: move it away")
     with _scratch(target) as scratch:
         meta = {
             "format": 1,
@@ -189,7 +191,7 @@ def _tokens(
 
 
 def _limited(pieces: Iterator[Piece], separate: bool, limit: int | None) -> Iterator[str]:
-    """The text that at most `limit` characters of tokens can come from, with a newline after each document."""
+    """The first `limit` characters of the pieces, with a newline after each document."""
     left = limit
     for text, ends in pieces:
         whole = text + "\n" if separate and ends else text
@@ -222,6 +224,8 @@ def _write(
     dtype, count, said = token_dtype(tokenizer.vocab_size), 0, 0
     with path.open("wb") as file:
         for text, ends in pieces:
+            if limit is not None and not isinstance(tokenizer, TiktokenTokenizer):
+                text = text[: limit - count]  # a token is at most one character here, so the rest is never used
             ids = tokenizer.encode(text)
             if separate and ends:
                 ids = np.concatenate([ids, tokenizer.encode("\n") if end is None else end])

@@ -1,6 +1,7 @@
 """Labelled examples in rows, standardised by the training split, in an order that depends on the seed alone."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,8 +128,10 @@ def load_digits_arrays() -> tuple[np.ndarray, np.ndarray]:
 def read_covertype(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Covertype's comma-separated rows (plain or .gz): 54 cartographic features float32, labels 1 … 7 made 0 … 6."""
     try:
-        rows = np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
-    except (ValueError, OSError, EOFError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # numpy only warns about an empty file
+            rows = np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
+    except (ValueError, OSError, EOFError, UserWarning) as error:
         raise InputError(f"{str(path)!r} is not Covertype's comma-separated table: {_first_line(error)}") from None
     if rows.shape[0] < 10 or rows.shape[1] != 55:
         raise InputError(

@@ -36,9 +36,7 @@ class Embedding(nn.Embedding):
 
 
 def _draw(weight: Tensor, std: float) -> None:
-    # A meta tensor holds no numbers, and normal_ on it makes PyTorch import sympy: a second lost for nothing.
-    if not weight.is_meta:
-        nn.init.normal_(weight, std=std) if std > 0 else nn.init.zeros_(weight)
+    nn.init.normal_(weight, std=std) if std > 0 else nn.init.zeros_(weight)
 
 
 def norm_layer(kind: str, width: int, gain: bool, bias: bool) -> nn.Module:

@@ -120,8 +120,7 @@ def _downsample(inputs: int, outputs: int, stride: int) -> nn.Module | None:
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """A convolution with the padding that keeps the image size at stride 1, and He's normal law over the fan-out."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
-    if not conv.weight.is_meta:
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
 

@@ -1,0 +1,26 @@
+"""One training run from a frozen config, resumed exactly, with a diverged run as a result like any other."""
+
+from mutransfer.train.checkpoint import load_checkpoint
+from mutransfer.train.config import ModelConfig, RunConfig
+from mutransfer.train.flops import flops_per_row
+from mutransfer.train.loop import Run, load_run, resolve_device, train
+from mutransfer.train.result import LogPoint, RunResult
+from mutransfer.train.schedule import SCHEDULES, make_scheduler, multiplier
+from mutransfer.train.task import Task
+
+__all__ = [
+    "SCHEDULES",
+    "LogPoint",
+    "ModelConfig",
+    "Run",
+    "RunConfig",
+    "RunResult",
+    "Task",
+    "flops_per_row",
+    "load_checkpoint",
+    "load_run",
+    "make_scheduler",
+    "multiplier",
+    "resolve_device",
+    "train",
+]

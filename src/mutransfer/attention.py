@@ -1,0 +1,155 @@
+"""The attention factor: when the head size d grows, logits must be q·k/d, equal to the user's own at the base (theory §5).
+
+Fixed head size: `1/√d` is right and nothing is done. Growing head size: a factor √(d_base/d) on the logits, moved into the
+query's norm gain, else the query projection, else (packed q, k, v) the whole packed projection by its square root, with the
+inverse on the output projection: q·k then carries the factor, and v none.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from mutransfer.errors import InputError
+from mutransfer.hooks import Hook
+from mutransfer.laws import Law
+
+_HEAD_SIZE = ("head_dim", "head_size", "d_head", "dim_head", "attention_head_size", "size_per_head", "d_k", "d_qk")
+_HEADS = ("n_heads", "num_heads", "n_head", "num_attention_heads", "nhead", "n_heads_q", "heads", "num_q_heads")
+_WIDTH = ("embed_dim", "n_embd", "hidden_size", "d_model", "embed_size", "width", "dim", "model_dim", "all_head_size")
+_QUERY = re.compile(r"^(q|q_proj|query|wq|w_q|to_q|q_lin|query_proj|q_linear|linear_q|proj_q)$", re.IGNORECASE)
+_PACKED = re.compile(
+    r"^(qkv|c_attn|qkv_proj|wqkv|in_proj|to_qkv|query_key_value|proj_qkv|attn_qkv|kqv)$", re.IGNORECASE
+)
+_QUERY_NORM = re.compile(r"^(q_norm|query_norm|norm_q|q_layernorm|q_ln|ln_q)$", re.IGNORECASE)
+_OUTPUT = re.compile(
+    r"^(out_proj|c_proj|o_proj|proj|wo|w_o|dense|to_out|out|o|proj_out|out_lin|output)$", re.IGNORECASE
+)
+_SCALE = ("scale", "scaling", "softmax_scale", "attn_scale", "scale_attn", "norm_factor")
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """A factor t that the parameters of one module take in: `prefix` is the module path, `attributes` which of its tensors."""
+
+    module: str
+    attributes: tuple[str, ...]
+    factor: float
+    reason: str
+
+
+def head_size(module: nn.Module) -> int | None:
+    """The head size that an attention module declares by its attributes, or None."""
+    config = getattr(module, "config", None)
+    for name in _HEAD_SIZE:
+        value = getattr(module, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    for owner in (module, config):
+        heads = next((v for n in _HEADS if isinstance(v := getattr(owner, n, None), int) and v > 0), None)
+        if heads is None:
+            continue
+        query = next((child for name, child in module.named_children() if _QUERY.match(name)), None)
+        rows = getattr(query, "out_features", None)
+        if rows is None:
+            rows = next(
+                (v for o in (module, config) for n in _WIDTH if isinstance(v := getattr(o, n, None), int)), None
+            )
+        if isinstance(rows, int) and rows % heads == 0:
+            return rows // heads
+    return None
+
+
+def looks_like_attention(module: nn.Module) -> bool:
+    """Whether the module owns a query or a packed projection."""
+    if isinstance(module, nn.MultiheadAttention):
+        return True
+    names = [name for name, _ in module.named_children()] + list(module._parameters)
+    return any(_QUERY.match(name) or _PACKED.match(name) for name in names)
+
+
+def _own_scale(module: nn.Module) -> float | None:
+    """The softmax scale that the module declares as a number (√d, not 1/√d, where it divides)."""
+    for name in _SCALE:
+        value = getattr(module, name, None)
+        if isinstance(value, float) and value > 0:
+            return value if value <= 1 else 1 / value
+    return None
+
+
+def factors(
+    base: nn.Module,
+    target: nn.Module,
+    counterpart: dict[str, str],
+    declared: tuple[int, int] | None,
+    laws: dict[str, Law],
+) -> tuple[list[Absorbed], list[Hook], list[str]]:
+    """What the attention modules whose head size grows must absorb; hooks where nothing can; notes for the table.
+
+    `counterpart` maps target module paths to base ones; `declared` is the user's own (d_base, d_target).
+    Raises InputError when the head size grows and no query projection can be found.
+    """
+    absorbed: list[Absorbed] = []
+    hooks: list[Hook] = []
+    notes: list[str] = []
+    bases = dict(base.named_modules())
+    for path, module in target.named_modules():
+        partner = bases.get(counterpart.get(path, path))
+        if partner is None or not looks_like_attention(module):
+            continue
+        before, after = declared or (head_size(partner), head_size(module))
+        if before is None or after is None:
+            notes.append(
+                f"{path}: its head size is not declared by an attribute; taken as fixed (say head_size=(base, target))"
+            )
+            continue
+        if before == after:
+            continue
+        ratio = before / after
+        scales = _own_scale(partner), _own_scale(module)
+        wanted = ratio**0.5
+        if scales[0] is not None and scales[1] is not None:
+            wanted = ratio / (scales[1] / scales[0])  # the code's own growth of the scale counts
+            if abs(wanted - 1) < 1e-6:
+                notes.append(f"{path}: head size {before} → {after}, its own scale already falls like 1/d")
+                continue
+        more, hook = _place(path, module, wanted, f"attention q·k/d: head size {before} → {after}", laws)
+        absorbed += more
+        hooks += hook
+    return absorbed, hooks, notes
+
+
+def _place(
+    path: str, module: nn.Module, t: float, reason: str, laws: dict[str, Law]
+) -> tuple[list[Absorbed], list[Hook]]:
+    children = dict(module.named_children())
+
+    def find(pattern: re.Pattern[str]) -> str | None:
+        return next((name for name in children if pattern.match(name)), None)
+
+    def at(name: str) -> str:
+        return f"{path}.{name}" if path else name
+
+    if norm := find(_QUERY_NORM):
+        gain = f"{at(norm)}.weight"
+        if getattr(children[norm], "weight", None) is not None and not laws[gain].zeros:
+            return [Absorbed(at(norm), ("weight", "bias"), t, reason)], []
+        return [], [Hook(at(norm), "output", t, reason)]
+    if query := find(_QUERY):
+        return [Absorbed(at(query), ("weight", "bias"), t, reason)], []
+    output = find(_OUTPUT)
+    if isinstance(module, nn.MultiheadAttention):
+        separate = ("q_proj_weight", "k_proj_weight", "v_proj_weight")  # the bias is packed even then
+        weights = ("in_proj_weight",) if module.in_proj_weight is not None else separate
+        packed = Absorbed(path, (*weights, "in_proj_bias", "bias_k", "bias_v"), t**0.5, reason)
+        return [packed, Absorbed(at("out_proj"), ("weight",), t**-0.5, reason)], []
+    projection = find(_PACKED)
+    if projection is None or output is None:
+        raise InputError(f"{path!r}: {reason}, but its query and output projections have no known names; keep the head size "
+                         f"fixed, name them q_proj/out_proj, or scale by 1/d and say head_size=(1, 1)")  # fmt: skip
+    return [
+        Absorbed(at(projection), ("weight", "bias"), t**0.5, reason),
+        Absorbed(at(output), ("weight",), t**-0.5, reason),
+    ], []

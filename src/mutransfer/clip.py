@@ -1,0 +1,40 @@
+"""The clipping norm that is invariant over width, depth and the gauge (theory §4, §6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mutransfer.errors import InputError
+
+if TYPE_CHECKING:
+    from mutransfer.plan import Plan
+
+
+def grad_norm(plan: Plan, model: nn.Module) -> Tensor:
+    """√Σ ‖G‖² / (expected²·repeats), a scalar on the first gradient's device; 0 when there are no gradients."""
+    norms: list[Tensor] = []
+    for row, parameter in plan.named(model):
+        if parameter.grad is None:
+            continue
+        gradient: Any = parameter.grad
+        norm = torch.linalg.vector_norm(gradient)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # a sharded gradient
+        norms.append(norm / (row.ratios.gradient * row.repeats**0.5))
+    if not norms:
+        return torch.tensor(0.0)
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+
+
+def clip_grad_norm_(plan: Plan, model: nn.Module, max_norm: float) -> Tensor:
+    """Scale all gradients by min(1, max_norm / norm), in place; returns the norm before clipping."""
+    if not max_norm > 0:
+        raise InputError(f"max_norm={max_norm}: must be positive")
+    total = grad_norm(plan, model)
+    factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor.to(parameter.grad.device))
+    return total

@@ -1,0 +1,71 @@
+"""Forward multipliers that cannot be absorbed, carried by hooks: picklable, copied with the model, attached once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mutransfer.errors import InputError
+from mutransfer.shapes import clean
+
+
+@dataclass(frozen=True)
+class Hook:
+    """`factor` on the first input, or on the output, of the module at this path."""
+
+    module: str
+    where: Literal["input", "output"]
+    factor: float
+    reason: str
+
+
+class Multiplier:
+    """The callable that a hook registers: multiplies the first tensor argument, or the output."""
+
+    def __init__(self, hook: Hook) -> None:
+        self.hook = hook
+
+    def __call__(self, module: nn.Module, *values: Any) -> Any:
+        if self.hook.where == "output":
+            return _scaled(values[-1], self.hook.factor)
+        args, kwargs = values
+        if args:
+            return (_scaled(args[0], self.hook.factor), *args[1:]), kwargs
+        first = next(iter(kwargs))
+        return args, {**kwargs, first: _scaled(kwargs[first], self.hook.factor)}
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    if isinstance(value, Tensor):
+        return value * torch.tensor(factor, dtype=value.dtype, device=value.device)
+    if isinstance(value, tuple | list):
+        return type(value)([_scaled(value[0], factor), *value[1:]])
+    raise InputError(f"a multiplier hook met {type(value).__name__}, not a tensor; use placement='absorbed'")
+
+
+def attached(model: nn.Module) -> dict[Hook, str]:
+    """The multiplier hooks that this model carries now, with the path of the module that carries each."""
+    found: dict[Hook, str] = {}
+    for path, module in model.named_modules():
+        for registered in (module._forward_pre_hooks, module._forward_hooks):
+            found.update({hook.hook: clean(path) for hook in registered.values() if isinstance(hook, Multiplier)})
+    return found
+
+
+def attach(model: nn.Module, hooks: tuple[Hook, ...]) -> None:
+    """Register the hooks that are not there yet. Raises InputError when a module is missing."""
+    present = attached(model)
+    modules = {clean(path): module for path, module in model.named_modules()}
+    for hook in hooks:
+        if hook.module not in modules:
+            raise InputError(f"the plan's multiplier sits on module {hook.module!r}, which this model does not have")
+    for hook in hooks:
+        if hook in present:
+            continue
+        if hook.where == "input":
+            modules[hook.module].register_forward_pre_hook(Multiplier(hook), with_kwargs=True)
+        else:
+            modules[hook.module].register_forward_hook(Multiplier(hook))

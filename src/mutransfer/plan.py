@@ -1,0 +1,258 @@
+"""The plan: a frozen table keyed by parameter name. What must change from base to target, tensor by tensor, and why.
+
+Nothing is hung on tensors and no layer is replaced: the plan is data, and its methods apply it to the user's own model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mutransfer import hooks as hook_tools
+from mutransfer.errors import InputError
+from mutransfer.hooks import Hook
+from mutransfer.laws import Law
+from mutransfer.optimizers import OptimizerFacts
+from mutransfer.rules import Fan, Ratios
+from mutransfer.shapes import parameters_of
+
+VERSION = 1
+
+
+class PlanError(InputError):
+    """A model or optimizer is not what the plan says; the message names the tensor, what was found and what is due."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Everything about one tensor: how it grows, under which optimizer, the ratios in force, and their derivation.
+
+    `ratios` hold after absorption: `multiplier`·`branch` is what the forward pass must still carry (by a hook). `repeats`
+    is the ratio of the number of copies of this tensor over depth. `derivation` is the arithmetic behind the numbers.
+    """
+
+    name: str
+    base_name: str
+    aliases: tuple[str, ...]
+    role: str
+    kind: str
+    base_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+    fan_in: Fan
+    fan_out: Fan
+    block: str | None
+    optimizer: str
+    base_law: Law
+    target_law: Law
+    ratios: Ratios
+    repeats: float
+    derivation: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows, and the choices behind them. Immutable; JSON in and out; printable; built by `mutransfer.plan`."""
+
+    rows: tuple[Row, ...]
+    facts: dict[str, OptimizerFacts]
+    optimizer_name: str
+    fallback: str
+    optimizer_path: str | None
+    recipe: str
+    mode: str
+    placement: str
+    depth: float
+    depth_exponent: float | None
+    base: dict[str, Any] | None
+    target: dict[str, Any] | None
+    hooks: tuple[Hook, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    # ---------------------------------------------------------------- reading
+
+    def __getitem__(self, name: str) -> Row:
+        """The row of the parameter of this name (any of a tied tensor's names)."""
+        row = self._index().get(name)
+        if row is None:
+            raise PlanError(f"the plan has no tensor {name!r}")
+        return row
+
+    def _index(self) -> dict[str, Row]:
+        return {name: row for row in self.rows for name in (row.name, *row.aliases)}
+
+    @property
+    def identity(self) -> bool:
+        """Whether every ratio is 1 and no hook is needed: the user's own model and optimizer, bit for bit."""
+        ones = (1.0, None)
+        return not self.hooks and all(all(v in ones for v in asdict(row.ratios).values()) for row in self.rows)
+
+    def __str__(self) -> str:
+        from mutransfer.table import render
+
+        return render(self)
+
+    def print(self) -> None:
+        """Print the table, with the formula behind each number."""
+        print(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types only."""
+        return {"version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`. Raises PlanError for another version or missing fields."""
+        if data.get("version") != VERSION:
+            raise PlanError(f"plan version {data.get('version')!r}; this release reads version {VERSION}")
+        try:
+            fields = {key: value for key, value in data.items() if key != "version"}
+            fields["rows"] = tuple(_row(row) for row in fields["rows"])
+            fields["facts"] = {name: OptimizerFacts(**facts) for name, facts in fields["facts"].items()}
+            fields["hooks"] = tuple(Hook(**hook) for hook in fields["hooks"])
+            fields["notes"] = tuple(fields["notes"])
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise PlanError(f"not a plan: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, atomically. Raises InputError when the folder cannot be written."""
+        write_text(Path(path), json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan saved by `save`. Raises InputError for a missing or malformed file."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read plan {str(path)!r}: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"{str(path)!r} is not a plan: {error}") from error
+        if not isinstance(data, dict):
+            raise InputError(f"{str(path)!r} is not a plan: expected a JSON object")
+        return cls.from_dict(data)
+
+    # ---------------------------------------------------------------- applying
+
+    def initialize(self, model: nn.Module, seed: int = 0, *, redraw: bool = False) -> nn.Module:
+        """Give every tensor the base's law at std·ratio, in place, and attach the plan's hooks. Returns the model.
+
+        A materialised tensor keeps its own draw, rescaled (ratio 1 changes no bit); a meta or sharded one, or any with
+        `redraw=True`, is drawn from (seed, name, position) alone. A meta model is materialised on torch's default device.
+        Raises PlanError for a tensor whose shape is not the target's, or a buffer on meta that only the user can fill.
+        """
+        from mutransfer.initialize import initialize
+
+        initialize(self, model, seed, redraw)
+        return self.attach(model)
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Register the plan's multiplier hooks on a model whose weights are loaded from elsewhere (idempotent)."""
+        hook_tools.attach(model, self.hooks)
+        return model
+
+    def groups(
+        self,
+        model: nn.Module,
+        lr: float,
+        weight_decay: float | None = None,
+        eps: float | None = None,
+        overrides: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Param groups for the user's own optimizer class: the base's lr, decay and eps times each tensor's ratios.
+
+        One group per distinct setting. `overrides` gives other *base* values by pattern, {"*.bias": {"weight_decay": 0}}.
+        Each group also holds `names`, `optimizer` (its canonical name) and `base` (the base's own values) for `verify`.
+        """
+        from mutransfer.groups import groups
+
+        return groups(self, model, lr, weight_decay, eps, overrides)
+
+    def optimizer(
+        self,
+        model: nn.Module,
+        lr: float,
+        weight_decay: float | None = None,
+        *,
+        overrides: Mapping[str, Mapping[str, float]] | None = None,
+        **settings: Any,
+    ) -> torch.optim.Optimizer:
+        """A torch optimizer for this model from the base's settings; Muon + AdamW behind one interface where planned."""
+        from mutransfer.groups import optimizer
+
+        return optimizer(self, model, lr, weight_decay, overrides, settings)
+
+    def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> Tensor:
+        """Clip by a norm that means the same at every size; returns it (as torch's does), and equals torch's at ratio 1.
+
+        Each tensor's ‖G‖_F is divided by its expected ratio c·α·√(a/b)/t (theory §4, §6) and the copies over depth are
+        averaged, not summed: `Σ ‖G‖² / (expected²·L)`. All gradients are then scaled by min(1, max_norm/norm).
+        """
+        from mutransfer.clip import clip_grad_norm_
+
+        return clip_grad_norm_(self, model, max_norm)
+
+    def verify(self, optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> dict[str, float]:
+        """Are the ratios still what the plan says? Returns {"lr": the base LR implied now}; any time.
+
+        Raises PlanError naming the first tensor whose LR, decay or eps has left its ratio (a schedule that set absolute
+        rates, a state loaded from another width), whose state has another shape, or whose multiplier hook is missing.
+        """
+        from mutransfer.groups import verify
+
+        return verify(self, optimizer, model)
+
+    def named(self, model: nn.Module) -> list[tuple[Row, nn.Parameter]]:
+        """Each row with this model's parameter. Raises PlanError where names or shapes are not the plan's."""
+        tensors = dict(parameters_of(model))
+        index = self._index()
+        result = []
+        prefix = "module." if all(name.startswith("module.") for name in tensors) else ""  # DDP
+        for name, parameter in tensors.items():
+            row = index.get(name.removeprefix(prefix))
+            if row is None:
+                raise PlanError(f"{name!r} {parameter.shape} is not in the plan: it was made for another model")
+            if parameter.shape != row.target_shape:
+                raise PlanError(f"{name!r} has shape {parameter.shape}; the plan's target has {row.target_shape}"
+                                + (" (this is its base)" if parameter.shape == row.base_shape else ""))  # fmt: skip
+            result.append((row, parameter.module._parameters[parameter.attribute]))
+        missing = {row.name for row in self.rows} - {row.name for row, _ in result}
+        if missing:
+            raise PlanError(f"the model lacks {sorted(missing)[0]!r}, which the plan has")
+        return result
+
+
+def _row(data: Mapping[str, Any]) -> Row:
+    fields = dict(data)
+    for key in ("fan_in", "fan_out"):
+        fields[key] = Fan(**fields[key])
+    for key in ("base_law", "target_law"):
+        fields[key] = Law(**fields[key])
+    fields["ratios"] = Ratios(**fields["ratios"])
+    for key in ("aliases", "base_shape", "target_shape"):
+        fields[key] = tuple(fields[key])
+    return Row(**fields)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises InputError when the place cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from error

@@ -161,6 +161,7 @@ def corner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (dict(name="tokens", vocab_size=10), "token id 899, outside its vocabulary of 10"),
         (dict(name="tokens", tokenizer="char"), "does not say its characters"),
         (dict(name="tokens", tokenizer="gpt2", vocab_size=50304), "not vocab_size=50304"),
+        (dict(name="short.txt", vocab_size=65), "leave out vocab_size=65"),
         (dict(name="torn"), "900 tokens, not the 899"),
         (dict(name="torn", tokenizer="gpt2"), "was tokenized with 'byte', not 'gpt2'"),
         (dict(name="broken"), "damaged"),

@@ -64,6 +64,8 @@ def load(
             data = _path(text, tokenizer, vocab_size)
     except OSError as error:
         raise InputError(f"data {text!r} cannot be read: {error.strerror or error}") from None
+    if vocab_size is not None and vocab_size != getattr(data, "vocab_size", None):
+        raise InputError(f"data {text!r} states its own vocabulary: leave out vocab_size={vocab_size}")
     if isinstance(data, TextData) and context is not None:
         require_length(data.train, context, f"data {text!r} (training split)")
         require_length(data.val, context, f"data {text!r} (validation split)")

@@ -1,0 +1,262 @@
+"""One training run as a frozen value: everything that decides its result, validated, JSON in and out, hashed."""
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from mutransfer.errors import InputError
+from mutransfer.models import GPT, MLP, GPTConfig, MLPConfig, ResNet, ResNetConfig
+from mutransfer.optimizers import facts_for
+from mutransfer.recipes import recipe_named
+from mutransfer.rules import MODES, Mode
+from mutransfer.train.schedule import SCHEDULES, Schedule
+
+ModelConfig = GPTConfig | MLPConfig | ResNetConfig
+
+_KINDS: dict[str, tuple[type, type[nn.Module]]] = {
+    "gpt": (GPTConfig, GPT),
+    "mlp": (MLPConfig, MLP),
+    "resnet": (ResNetConfig, ResNet),
+}
+PLACEMENTS = ("absorbed", "multiplier")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. Learning rate, decay and eps are the *base's*: the plan turns them into each tensor's own.
+
+    `model` is the model that is trained and `base` the sizes that its plan transfers from, by field name of `model`
+    (``base={"width": 32, "depth": 2}``); the sizes not named are the same in both. A micro-batch holds
+    ``batch / accumulation`` rows.
+    Raises `InputError` at construction for every value that cannot be run.
+    """
+
+    model: ModelConfig = field(default_factory=GPTConfig)
+    base: dict[str, int] = field(default_factory=dict)
+
+    recipe: str = "mup"
+    mode: Mode = "exact"
+    placement: str = "absorbed"
+
+    optimizer: str = "adamw"
+    lr: float = 2**-8
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = 0.9
+    eps: float = 1e-8
+
+    data: str = "topics"
+    tokenizer: str | None = None
+    batch: int = 16
+    accumulation: int = 1
+
+    steps: int = 200
+    warmup: int = 20
+    schedule: Schedule = "cosine"
+    final_lr_ratio: float = 0.1
+    wsd_decay_fraction: float = 0.2
+
+    clip: float | None = 1.0
+    clip_norm: Literal["plan", "torch"] = "plan"
+    autocast: Literal["none", "bf16"] = "none"
+    seed: int = 0
+
+    val_every: int = 0
+    """Validate after every so many updates and after the last one; 0: only after the last one."""
+    val_batches: int = 8
+    """Validation batches of `batch` rows; 0: no validation at all."""
+    log_every: int = 20
+    checkpoint_every: int = 0
+    """Save after every so many updates and after the last one; 0: only after the last one."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, ModelConfig):
+            raise InputError(f"model={self.model!r}: give a GPTConfig, an MLPConfig or a ResNetConfig")
+        # 1 and 1.0, a list and a tuple are one run: they must give one hash
+        for name in _FLOATS:
+            value = getattr(self, name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, name, float(value))
+        object.__setattr__(self, "base", {key: self.base[key] for key in sorted(self.base)})
+        if isinstance(self.betas, list | tuple):
+            betas = tuple(float(b) if isinstance(b, int | float) else b for b in self.betas)
+            object.__setattr__(self, "betas", betas)
+        self._check_names()
+        self._check_numbers()
+        self._check_sizes()
+
+    def _check_names(self) -> None:
+        recipe_named(self.recipe)
+        facts_for(self.optimizer)
+        _choice("mode", self.mode, MODES)
+        _choice("placement", self.placement, PLACEMENTS)
+        _choice("schedule", self.schedule, SCHEDULES)
+        _choice("clip_norm", self.clip_norm, ("plan", "torch"))
+        _choice("autocast", self.autocast, ("none", "bf16"))
+        _check_device_name(self.device)
+        for name in ("data", "tokenizer"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value) and not (name == "tokenizer" and value is None):
+                raise InputError(f"{name}={value!r}: give the name of a {'data set' if name == 'data' else name}")
+
+    def _check_numbers(self) -> None:
+        _number("lr", self.lr, low=0, open_low=True)
+        _number("weight_decay", self.weight_decay, low=0)
+        _number("momentum", self.momentum, low=0, high=1, open_high=True)
+        _number("eps", self.eps, low=0)
+        _number("final_lr_ratio", self.final_lr_ratio, low=0, high=1)
+        _number("wsd_decay_fraction", self.wsd_decay_fraction, low=0, high=1)
+        if self.clip is not None:
+            _number("clip", self.clip, low=0, open_low=True, hint=" (or None for no clipping)")
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise InputError(f"betas={self.betas!r}: give two numbers in [0, 1), such as betas=(0.9, 0.95)")
+        for beta in self.betas:
+            _number("betas", beta, low=0, high=1, open_high=True)
+        for name in ("batch", "accumulation", "steps", "log_every"):
+            _integer(name, getattr(self, name), low=1)
+        for name in ("warmup", "seed", "val_every", "val_batches", "checkpoint_every"):
+            _integer(name, getattr(self, name), low=0)
+        if self.warmup > self.steps:
+            raise InputError(f"warmup={self.warmup} is longer than the run, steps={self.steps}: give warmup <= steps")
+        if self.batch % self.accumulation:
+            raise InputError(
+                f"batch={self.batch} does not divide into accumulation={self.accumulation} equal micro-batches: "
+                f"give a batch that is a multiple of {self.accumulation}"
+            )
+
+    def _check_sizes(self) -> None:
+        if self.recipe != "sp" and not self.base:
+            raise InputError(
+                f"recipe={self.recipe!r} needs the base sizes it transfers from: give base={{'width': 64}}"
+            )
+        known = {f.name for f in fields(self.model)}
+        for name, size in self.base.items():
+            if name not in known:
+                raise InputError(
+                    f"base={self.base!r}: {_suggest(name, known, f'a field of {type(self.model).__name__}')}"
+                )
+            _integer(f"base[{name!r}]", size, low=1)
+            if type(getattr(self.model, name)) is not int:
+                raise InputError(
+                    f"base={self.base!r}: {name}={getattr(self.model, name)!r} of the model is not a size; "
+                    "name sizes that grow, such as width and depth"
+                )
+        self.build_base_config()  # a base that cannot be built is an error now, not at the start of the run
+
+    @property
+    def model_kind(self) -> str:
+        """ "gpt", "mlp" or "resnet"."""
+        return next(kind for kind, (config, _) in _KINDS.items() if type(self.model) is config)
+
+    @property
+    def target(self) -> dict[str, int]:
+        """The sizes of the trained model under the names that `base` uses."""
+        return {name: getattr(self.model, name) for name in self.base}
+
+    def build_base_config(self) -> ModelConfig:
+        """The model config at the base sizes."""
+        return replace(self.model, **self.base)
+
+    def make_model(self, **sizes: int) -> nn.Module:
+        """A freshly drawn model with these sizes in place of `model`'s own: the factory that the plan is made from."""
+        return _KINDS[self.model_kind][1](replace(self.model, **sizes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; the model's fields are under "model" together with its "kind"."""
+        out = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        model = {f.name: _plain(getattr(self.model, f.name), f.default) for f in fields(self.model)}
+        out["model"] = {"kind": self.model_kind, **model}
+        return out
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "RunConfig":
+        """The inverse of `to_dict`: ``from_dict(to_dict(c)) == c``. Unknown fields raise `InputError`."""
+        values = dict(data)
+        model = dict(values.pop("model", {"kind": "gpt"}))
+        kind = model.pop("kind", "gpt")
+        _choice("model.kind", kind, tuple(_KINDS))
+        config = _KINDS[kind][0]
+        for owner, given, prefix in ((cls, values, ""), (config, model, "model.")):
+            known = {f.name for f in fields(owner)}
+            for name in given:
+                if name not in known:
+                    raise InputError(_suggest(name, known, f"a field of {owner.__name__}", prefix))
+        return cls(
+            model=config(**{k: _frozen(v) for k, v in model.items()}), **{k: _frozen(v) for k, v in values.items()}
+        )
+
+    def hash(self) -> str:
+        """sha256 (hex) of the canonical JSON: the same for equal configs, on every machine and in every session."""
+        return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()
+
+    def __hash__(self) -> int:
+        return int(self.hash()[:15], 16)
+
+
+_FLOATS = ("lr", "weight_decay", "momentum", "eps", "final_lr_ratio", "wsd_decay_fraction", "clip")
+
+
+def canonical_json(data: Any) -> str:
+    """One text per value: sorted keys, no spaces, no NaN."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any, default: Any = None) -> Any:
+    if isinstance(default, float) and isinstance(value, int):
+        return float(value)
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _suggest(name: object, known: Any, what: str, prefix: str = "") -> str:
+    known = sorted(str(k) for k in known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
+    return f"{prefix}{name} is not {what}: {hint}"
+
+
+def _choice(field_name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        close = difflib.get_close_matches(str(value), known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(f"{field_name}={value!r} is unknown: {hint}choose from {', '.join(known)}")
+
+
+def _number(
+    name: str,
+    value: object,
+    *,
+    low: float,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+    hint: str = "",
+) -> None:
+    ok = isinstance(value, float) and math.isfinite(value) and low <= value <= high
+    if not ok or (open_low and value == low) or (open_high and value == high):
+        if high == math.inf:
+            wanted = f"a finite number {'above' if open_low else 'of at least'} {low:g}"
+        else:
+            wanted = f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        raise InputError(f"{name}={value!r}: give {wanted}{hint}")
+
+
+def _integer(name: str, value: object, *, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise InputError(f"{name}={value!r}: give a whole number of at least {low}")
+
+
+def _check_device_name(device: object) -> None:
+    base, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if base not in ("auto", "cpu", "cuda", "mps") or (":" in str(device) and not (base == "cuda" and index.isdigit())):
+        raise InputError(f"device={device!r} is unknown: choose from auto, cpu, cuda, cuda:0, mps")

@@ -1,0 +1,337 @@
+"""One training run: config → plan → model and optimizer → updates → result. Interrupted runs continue bit for bit."""
+
+import inspect
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mutransfer.build import plan as make_plan
+from mutransfer.clip import grad_norm
+from mutransfer.data import Data
+from mutransfer.errors import InputError
+from mutransfer.optimizers import optimizer_class
+from mutransfer.plan import Plan
+from mutransfer.train.checkpoint import (
+    CHECKPOINT,
+    RESULT,
+    load_checkpoint,
+    refuse_other_config,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+    write_atomic,
+)
+from mutransfer.train.config import RunConfig
+from mutransfer.train.flops import flops_per_row
+from mutransfer.train.result import LogPoint, RunResult
+from mutransfer.train.schedule import make_scheduler, multiplier
+from mutransfer.train.task import Task
+
+
+def train(
+    config: RunConfig,
+    *,
+    folder: Path | None = None,
+    resume: bool = True,
+    on_log: Callable[[LogPoint], None] | None = None,
+    plan: Plan | None = None,
+    data: Data | None = None,
+) -> RunResult:
+    """Train once as `config` says and return the outcome; a loss that is not finite is an outcome, not an exception.
+
+    With a `folder`, checkpoints and the result are written there, and a run found there is continued exactly (losses
+    and weights bit for bit those of an undisturbed run) or, once it has ended, returned without training.
+    `resume=False` starts it over. `on_log` is called at every logged update. `plan` and `data` replace those that the
+    config names (to share them between runs). The caller's random generators are left as they were.
+    Raises `InputError` for a config that does not fit its data or this machine, for a damaged checkpoint, and for a
+    checkpoint of another config.
+    """
+    device = resolve_device(config.device)
+    path = None if folder is None else Path(folder) / CHECKPOINT
+    saved = load_checkpoint(path) if path is not None and resume and path.exists() else None
+    if saved is not None and path is not None:
+        refuse_other_config(path, saved["config"], config)
+    task = Task.of(config, device, data)
+    if saved is not None and saved["data"] != task.data.fingerprint:
+        raise InputError(f"data={config.data!r} is not what {path} was trained on: restore it, or give another folder")
+    plan = _resolve_plan(config, plan, saved, path)
+    if folder is not None:
+        _make_folder(Path(folder))
+    callers = rng_state(device)
+    try:
+        run = Run(config, plan, task, device, path)
+        if saved is not None:
+            run.restore(saved)
+        return run.finish(on_log)
+    finally:
+        set_rng_state(callers, device)
+
+
+def load_run(folder: Path, device: str = "cpu") -> tuple[RunConfig, nn.Module, Plan]:
+    """The config, the model with its trained weights (eval mode) and the plan of the run saved in `folder`."""
+    saved = load_checkpoint(Path(folder) / CHECKPOINT)
+    config, plan = saved["config"], Plan.from_dict(saved["plan"])
+    model = config.make_model()
+    plan.attach(model)
+    model.load_state_dict(saved["model"])
+    return config, model.to(resolve_device(device)).eval(), plan
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:N" or "mps".
+
+    Raises `InputError` for a device that this machine lacks.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    device = torch.device(name)
+    if (device.type == "cuda" and not cuda) or (device.type == "mps" and not mps):
+        raise InputError(f"device={name!r} is not available on this machine: write device='cpu' or device='auto'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device={name!r}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from cuda:0"
+        )
+    return device
+
+
+class Run:
+    """A run in progress: its model, optimizer and record, advanced one `update` at a time."""
+
+    def __init__(self, config: RunConfig, plan: Plan, task: Task, device: torch.device, path: Path | None) -> None:
+        self.config, self.plan, self.task, self.device, self.path = config, plan, task, device, path
+        torch.manual_seed(config.seed)
+        model = config.make_model()  # drawn on the CPU: every device starts from the same weights
+        plan.initialize(model, seed=config.seed)
+        plan.attach(model)
+        self.model = model.to(device).train()
+        self.optimizer: Optimizer = _make_optimizer(config, plan, self.model)
+        self.curve = {
+            "steps": config.steps,
+            "warmup": config.warmup,
+            "schedule": config.schedule,
+            "final_lr_ratio": config.final_lr_ratio,
+            "wsd_decay_fraction": config.wsd_decay_fraction,
+        }
+        self.scheduler = make_scheduler(self.optimizer, **self.curve)
+        plan.verify(self.optimizer)
+        # the stream that dropout draws from must not depend on how many numbers the initialisation took
+        torch.manual_seed(config.seed + 1)
+        self.step = 0
+        self.status, self.reason, self.diverged_at = "running", None, None
+        self.losses: list[float] = []
+        self.pending: list[Tensor] = []  # losses still on the device: fetching each one would wait for it
+        self.points: list[LogPoint] = []
+        self.val_loss: float | None = None
+        self.seconds = 0.0
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continue from a checkpoint's content."""
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        set_rng_state(saved["rng"], self.device)
+        self.losses = saved["losses"].tolist()
+        self.points = [LogPoint(**point) for point in saved["points"]]
+        for name in ("step", "status", "reason", "diverged_at", "val_loss", "seconds"):
+            setattr(self, name, saved[name])
+        self.plan.verify(self.optimizer)
+
+    def finish(self, on_log: Callable[[LogPoint], None] | None) -> RunResult:
+        """Make the updates that remain and return the result."""
+        if self.status == "running":
+            self._loop(on_log)
+            self._save()
+        result = self._result()
+        if self.path is not None:
+            text = json.dumps(result.to_dict(), allow_nan=False).encode()
+            write_atomic(self.path.with_name(RESULT), lambda file: file.write(text))
+        return result
+
+    def _loop(self, on_log: Callable[[LogPoint], None] | None) -> None:
+        config, earlier, start = self.config, self.seconds, time.perf_counter()
+        while self.step < config.steps:
+            step = self.step + 1
+            log_due = step % config.log_every == 0 or step in (1, config.steps)
+            val_due = bool(config.val_batches) and (
+                step == config.steps or (config.val_every > 0 and step % config.val_every == 0)
+            )
+            save_due = config.checkpoint_every > 0 and step % config.checkpoint_every == 0 and step < config.steps
+            norm = self.update(self.step, log_due or val_due)
+            self.step = step
+            if log_due or val_due or save_due:
+                if not self._fetch():
+                    break
+                val_loss = self._validate() if val_due else None
+                self.seconds = earlier + time.perf_counter() - start
+                if log_due or val_due:
+                    self._log(norm, val_loss, on_log)
+                if val_loss is not None and not math.isfinite(val_loss):
+                    self._diverge(step, f"validation loss is {val_loss} after update {step}")
+                    break
+                if save_due:
+                    self._save()
+        self.seconds = earlier + time.perf_counter() - start
+        if self.status == "running":
+            self.status = "finished"
+
+    def update(self, step: int, want_norm: bool) -> Tensor | None:
+        """Update number `step` (0-based): the mean gradient of the whole batch, in equal micro-batches."""
+        config = self.config
+        x, y = self.task.batch(step)
+        total: Tensor | None = None
+        for rows, labels in zip(x.chunk(config.accumulation), y.chunk(config.accumulation), strict=True):
+            loss = self._loss(rows, labels) / config.accumulation
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        self.pending.append(total)
+        norm = self._clip() if config.clip is not None else self._norm() if want_norm else None
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy in nats, in float32 whatever the matrix products use."""
+        with self._autocast():
+            logits = self.model(x)
+        return F.cross_entropy(logits.flatten(0, -2).float(), y.flatten())
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.config.autocast == "bf16" else nullcontext()
+
+    def _clip(self) -> Tensor:
+        assert self.config.clip is not None
+        if self.config.clip_norm == "plan":
+            return self.plan.clip_grad_norm_(self.model, self.config.clip)
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+
+    def _norm(self) -> Tensor:
+        if self.config.clip_norm == "plan":
+            return grad_norm(self.plan, self.model)
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def _fetch(self) -> bool:
+        """Bring the pending losses to the host; False, and the run is diverged, when one of them is not finite."""
+        fetched = torch.stack(self.pending).double().tolist() if self.pending else []
+        self.pending = []
+        for loss in fetched:
+            self.losses.append(loss)
+            if not math.isfinite(loss):
+                self._diverge(len(self.losses), f"loss is {loss} at update {len(self.losses)}")
+                return False
+        return True
+
+    def _diverge(self, step: int, reason: str) -> None:
+        self.status, self.diverged_at, self.reason = "diverged", step, reason
+        self.step = step
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Mean loss over the validation batches in eval mode; touches neither the weights nor the generators."""
+        self.model.eval()
+        losses = [self._loss(x, y) for x, y in self.task.validation()]
+        self.model.train()
+        self.val_loss = torch.stack(losses).double().mean().item()
+        return self.val_loss
+
+    def _log(self, norm: Tensor | None, val_loss: float | None, on_log: Callable[[LogPoint], None] | None) -> None:
+        config = self.config
+        point = LogPoint(
+            step=self.step,
+            loss=self.losses[-1],
+            lr=config.lr * multiplier(self.step - 1, **self.curve),
+            grad_norm=math.nan if norm is None else float(norm),
+            val_loss=val_loss,
+            tokens=self.step * config.batch * self.task.tokens_per_row,
+            seconds=self.seconds,
+        )
+        self.points.append(point)
+        if on_log is not None:
+            on_log(point)
+
+    def _save(self) -> None:
+        if self.path is None:
+            return
+        state = {
+            "plan": self.plan.to_dict(),
+            "data": self.task.data.fingerprint,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": rng_state(self.device),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "points": [asdict(point) for point in self.points],
+        }
+        names = ("step", "status", "reason", "diverged_at", "val_loss", "seconds")
+        save_checkpoint(self.path, self.config, {**state, **{name: getattr(self, name) for name in names}})
+
+    def _result(self) -> RunResult:
+        config, diverged = self.config, self.status == "diverged"
+        last = self.losses[-50:]
+        return RunResult(
+            config_hash=config.hash(),
+            status="diverged" if diverged else "finished",
+            reason=self.reason,
+            diverged_at=self.diverged_at,
+            losses=tuple(self.losses),
+            points=tuple(self.points),
+            train_loss=math.inf if diverged else sum(last) / len(last),
+            val_loss=math.inf if diverged and config.val_batches else self.val_loss,
+            flops=flops_per_row(config.model, self.task.row_shape) * config.batch * len(self.losses),
+            seconds=self.seconds,
+            params=sum(p.numel() for p in self.model.parameters()),
+        )
+
+
+def _make_optimizer(config: RunConfig, plan: Plan, model: nn.Module) -> Optimizer:
+    """The plan's optimizer with those of the config's settings that its class (or, in a mix, one of them) takes."""
+    accepted: set[str] = set()
+    for name in {row.optimizer for row in plan.rows}:
+        cls = optimizer_class(name)
+        accepted |= set(inspect.signature(cls).parameters) if cls is not None else set()
+    settings: dict[str, Any] = {"betas": config.betas, "momentum": config.momentum, "eps": config.eps}
+    taken = {name: value for name, value in settings.items() if name in accepted}
+    return plan.optimizer(model, lr=config.lr, weight_decay=config.weight_decay, **taken)
+
+
+def _resolve_plan(config: RunConfig, given: Plan | None, saved: dict[str, Any] | None, path: Path | None) -> Plan:
+    """The checkpoint's plan, else the caller's, else the config's own; no run continues under another plan."""
+    if saved is not None:
+        if given is not None and given.to_dict() != saved["plan"]:
+            raise InputError(
+                f"the plan given differs from the plan in {path}: leave out plan= to continue, or give another folder"
+            )
+        return Plan.from_dict(saved["plan"])
+    if given is not None:
+        return given
+    return make_plan(
+        config.make_model,
+        base=config.base,
+        target=config.target,
+        optimizer=config.optimizer,
+        recipe=config.recipe,
+        mode=config.mode,
+        placement=config.placement,
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be written ({error.strerror}): give one that can") from error

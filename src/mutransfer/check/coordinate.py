@@ -1,0 +1,148 @@
+"""`coord_check`: run the user's code at every size, then judge the exponents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from mutransfer.check import activation, depth, expect, feed, record, static
+from mutransfer.check.findings import Finding
+from mutransfer.check.record import Records
+from mutransfer.check.report import CheckReport
+from mutransfer.check.verdict import Judge
+from mutransfer.errors import InputError
+
+
+def coord_check(
+    build: Callable[[Any], Any],
+    sizes: Iterable[feed.Size],
+    batches: Any,
+    loss: feed.Loss | None = None,
+    steps: int = 4,
+    seeds: int | Iterable[int] = 3,
+    *,
+    axis: str | None = None,
+    clip: float | Callable[[nn.Module], Any] | None = None,
+    schedule: Callable[[Any], Any] | None = None,
+    after_step: Callable[..., Any] | None = None,
+    operator_norms: bool = False,
+    progress: Callable[[int, int, str], Any] | None = None,
+    tolerance: float = 0.25,
+    level: float = 0.9,
+) -> CheckReport:
+    """Measure how every module and weight scales with size in the user's own training code, and say what is wrong.
+
+    `build(size)` returns (model, optimizer[, scheduler]); an optimizer may be a list of them. `size` is an int (the width) or a dict, in
+    which what varies is the axis. `batches`: one batch (tensor, tuple, dict, dataclass), a list of them, or any iterable such as a
+    DataLoader; every size and seed sees the same ones. `loss(model, batch)` returns a scalar; without it the model's output must carry
+    `.loss`. `clip` is a global norm threshold, or a callable that clips a model's gradients in place; `schedule(optimizer)` returns a
+    scheduler, stepped after every step; `after_step(model, optimizer, step)` is called after each. `tolerance` is the error of an exponent
+    that is accepted, `level` the confidence of the intervals.
+
+    Nothing of the caller's random state is changed. Raises InputError for anything that cannot be checked, such as a NaN loss at step 0.
+    """
+    ordered, name, values = feed.read_sizes(sizes, axis)
+    seed_list = _seeds(seeds)
+    if not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps={steps!r}: at least one training step is needed")
+    if not callable(build):
+        raise InputError(f"build={build!r}: hand over a function that takes a size and returns (model, optimizer)")
+    if loss is not None and not callable(loss):
+        raise InputError(f"loss={loss!r}: hand over a function loss(model, batch) that returns a scalar tensor")
+    if isinstance(clip, (int, float)) and not isinstance(clip, bool) and not clip > 0:
+        raise InputError(f"clip={clip!r}: the threshold must be positive")
+    if not 0 < level < 1 or not 0 < tolerance < 1:
+        raise InputError(f"tolerance={tolerance!r}, level={level!r}: both lie between 0 and 1")
+    listed = feed.materialise(batches, steps)
+    records = Records(name, ordered, values, seed_list)
+    protocol = record.Protocol(
+        build, listed, loss or feed.default_loss, steps, clip, schedule, after_step, operator_norms
+    )
+    total, done = len(values) * len(seed_list), 0
+    with record.own_randomness():
+        for i, size in enumerate(ordered):
+            for j, seed in enumerate(seed_list):
+                record.run(records, protocol, i, j)
+                done += 1
+                if i == 0 and not math.isfinite(records.data["loss", "", 0][0, j]):
+                    raise InputError(f"the loss is NaN or infinite at step 0 at {name} {values[0]:g} (seed {seed}): fix the model first")
+                if progress is not None:
+                    progress(done, total, f"{name} {values[i]:g}, seed {seed}")
+        unknown = any(facts is None for facts in records.facts.values())
+        degrees = record.probe_degree(protocol, ordered[0], seed_list[0]) if unknown else {}
+    return judge(records, degrees, tolerance, level)
+
+
+def _seeds(seeds: int | Iterable[int]) -> list[int]:
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise InputError(f"seeds={seeds!r}: at least one seed is needed")
+        return list(range(seeds))
+    try:
+        listed = [int(seed) for seed in seeds]  # pyright: ignore[reportGeneralTypeIssues]
+    except (TypeError, ValueError):
+        raise InputError(f"seeds={seeds!r}: a number of seeds or a list of integers") from None
+    if not listed or len(set(listed)) < len(listed) or min(listed) < 0:
+        raise InputError(f"seeds={listed!r}: a list of different non-negative integers")
+    return listed
+
+
+def judge(records: Records, degrees: dict[str, int], tolerance: float = 0.25, level: float = 0.9) -> CheckReport:
+    """The verdict on what was recorded; pure arithmetic."""
+    stacks = depth.stacks_of(records)
+    if stacks is None:
+        infos = expect.describe(records, degrees)
+        judge = Judge(records, infos, tolerance, level)
+        found = static.attention(judge)  # first: it tells which queries and keys carry a factor rightly
+        found += judge.judge()
+        order = {info.name: info.order for info in infos}
+        found.sort(key=lambda f: order.get(f.name, math.inf))
+        found += static.decay(judge) + static.clipping(judge) + static.schedules(judge)
+        found += static.fixed_dimensions(judge)
+        if not any(f.severity == "fail" for f in found):
+            found += activation.unexplained(judge)
+    else:
+        infos = expect.describe_depth(records, degrees)
+        judge = Judge(records, infos, tolerance, level)
+        found = depth.DepthJudge(judge, stacks).judge_all()
+        found += static.clipping(judge) + static.schedules(judge)
+    found += static.diverged(judge)
+    found += _unknown_optimizers(records, degrees)
+    verdict, why = _verdict(records, infos, found)
+    return CheckReport(verdict, why, tuple(found), records, tuple(infos), tolerance, level)
+
+
+def _unknown_optimizers(records: Records, degrees: dict[str, int]) -> list[Finding]:
+    found = []
+    for optimizer in dict.fromkeys(o for n, o in records.optimizer_of.items() if records.facts[n] is None):
+        names = [n for n, o in records.optimizer_of.items() if o == optimizer]
+        p = max((degrees.get(n, 0) for n in names), default=0)
+        found.append(Finding(names[0], "unknown optimizer", f"{optimizer} has no declared facts", 0, 0, 0, 0,
+                             f"measured: its step scales like gradient^{p}", "note"))  # fmt: skip
+    return found
+
+
+def _verdict(records: Records, infos: list[expect.TensorInfo], found: list[Finding]) -> tuple[str, str]:
+    if any(f.severity == "fail" for f in found):
+        return "FAIL", ""
+    if len(records.values) < 3:
+        return "INCONCLUSIVE", f"only {len(records.values)} sizes: run at least three, such as one between and one twice as large"
+    if records.values[-1] / records.values[0] < 3.99:
+        need = records.values[0] * 4
+        return "INCONCLUSIVE", f"the sizes span less than a factor 4: add {records.axis} {need:g} or larger"
+    if any(f.severity == "unclear" for f in found):
+        return "INCONCLUSIVE", "some exponents are too noisy to tell: run more seeds, or a wider span of sizes"
+    moved = [n for n in records.names("update") if any(_positive(records, n, s) for s in records.steps("update", n))]
+    if not moved:
+        return "INCONCLUSIVE", "no tensor moved: is the learning rate zero?"
+    if all(info.role == "unknown" for info in infos):
+        return "INCONCLUSIVE", "no tensor's axes could be told"
+    return "PASS", ""
+
+
+def _positive(records: Records, name: str, step: int) -> bool:
+    array = records.get("update", name, step)
+    return array is not None and bool((array > 0).any())

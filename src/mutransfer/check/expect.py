@@ -1,0 +1,146 @@
+"""What every tensor is and which exponents it should have: role, fans, optimizer degree, place in the order of execution.
+
+With fan-in growing like width^a and fan-out like width^b, μP asks (theory: the condition, in exponents of the width)
+
+    ‖W₀x‖/‖x‖ ~ 0            and  −a/2 for the logits of a random zero-mean head (b = 0 < a)
+    fan-in · RMS(ΔW) ~ 0     (element-wise steps),  √(n_in/n_out)·‖ΔW‖₂ ~ 0  (matrix steps)
+    ‖G‖_F ~ (a − b)/2
+
+up to the gauge of the tensor's own forward multiplier width^c: init −c, update −(1+p)c, gradient +c.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mutransfer import shapes
+from mutransfer.check.record import Records
+from mutransfer.check.slopes import fit
+from mutransfer.errors import InputError
+
+GROWS = 0.05  # an exponent of a fan above this is growth
+
+
+@dataclass
+class TensorInfo:
+    """One parameter as the verdict sees it. `fan_in` holds one number per size; `a`, `b` are growth exponents of the fans."""
+
+    name: str
+    role: str
+    a: float
+    b: float
+    fan_in: np.ndarray  # (sizes,)
+    fan_out: np.ndarray  # (sizes,)
+    order: float
+    degree: int
+    kind: str  # sgd | element | matrix | unknown
+    sites: list[str] = field(default_factory=list)
+    block: bool = False
+    shape: tuple[int, ...] = ()
+
+    @property
+    def gradient_exponent(self) -> float:
+        """Expected slope of ‖G‖_F when the tensor's own multiplier does not scale."""
+        return (self.a - self.b) / 2
+
+
+def exponent(values: list[float], fans: np.ndarray) -> float:
+    """d log(fan) / d log(size), robust to rounding of the sizes."""
+    slope = fit(values, fans[:, None].astype(float))
+    return 0.0 if slope is None else slope.mean
+
+
+def role_of(a: float, b: float, vector: bool) -> str:
+    """The role by which fan grows: both hidden, only out input, only in output; a tensor without fan-in is a vector."""
+    if vector:
+        return "vector" if b > GROWS else "scalar"
+    if a > GROWS:
+        return "hidden" if b > GROWS else "output"
+    return "input" if b > GROWS else "scalar"
+
+
+def describe(records: Records, degrees: dict[str, int]) -> list[TensorInfo]:
+    """Every trained parameter, in order of execution. `degrees` are the probed ones of unknown optimizers.
+
+    Raises InputError when nothing grew at all.
+    """
+    shapes_at = [{name: tuple(p.shape) for name, p in model.named_parameters()} for model in records.models]
+    if all(s == shapes_at[0] for s in shapes_at):
+        raise InputError(
+            f"no tensor's shape depends on {records.axis}: build(size) returned the same model at {records.sizes!r}"
+        )
+    compared = _compare(records)
+    last = 1.0 + max([s.order for s in records.sites.values()] + list(records.first_use.values()), default=0)
+    infos = []
+    for name, shape in shapes_at[-1].items():
+        if name not in records.optimizer_of or any(name not in s for s in shapes_at):
+            continue
+        sites = [key for key, site in records.sites.items() if site.param == name]
+        known = [key for key in sites if len(records.fans.get(key, [])) == len(records.values)]
+        own = records.first_use.get(name.rpartition(".")[0])
+        if known:
+            pairs = np.array(records.fans[known[0]], dtype=float)
+            fan_in, fan_out = pairs[:, 0], pairs[:, 1]
+            vector, order = False, records.sites[known[0]].order
+        elif len(shape) <= 1 or name not in compared:
+            fan_in, fan_out = np.ones(len(shapes_at)), np.array([float(np.prod(s[name])) for s in shapes_at])
+            vector, order = len(shape) <= 1, last if own is None else own
+        else:
+            fan_in, fan_out = compared[name]
+            vector, order = bool(np.all(fan_in == 1)) and len(shape) <= 1, last if own is None else own
+        a, b = exponent(records.values, fan_in), exponent(records.values, fan_out)
+        role = role_of(a, b, vector)
+        if not known and len(shape) > 1 and name not in compared:
+            role = "unknown" if any(s[name] != shape for s in shapes_at) else "scalar"
+        facts = records.facts.get(name)
+        infos.append(
+            TensorInfo(
+                name, role, a, b, fan_in, fan_out, float(order),
+                degrees.get(name, 0) if facts is None else facts.degree,
+                "unknown" if facts is None else facts.kind,
+                known, any(part.isdigit() for part in name.split(".")), shape,
+            )
+        )  # fmt: skip
+        if len(shape) <= 1:  # gains and biases act after the weight of the same module
+            infos[-1].order += 0.5
+    return sorted(infos, key=lambda info: info.order)
+
+
+def describe_depth(records: Records, degrees: dict[str, int]) -> list[TensorInfo]:
+    """The parameters of the shallowest model, in order of execution, for an axis along which no shape grows."""
+    ones = np.ones(len(records.values))
+    infos = []
+    for name, p in records.models[0].named_parameters():
+        if name not in records.optimizer_of:
+            continue
+        sites = [key for key, site in records.sites.items() if site.param == name]
+        order = records.sites[sites[0]].order if sites else records.first_use.get(name.rpartition(".")[0], 0)
+        facts = records.facts.get(name)
+        degree = degrees.get(name, 0) if facts is None else facts.degree
+        kind = "unknown" if facts is None else facts.kind
+        infos.append(TensorInfo(name, "scalar", 0.0, 0.0, ones, ones, order, degree, kind, sites, True, tuple(p.shape)))
+    return sorted(infos, key=lambda info: info.order)
+
+
+def _compare(records: Records) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Fans per size of tensors that no watched operation used, from their shapes and module types."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for model in records.models:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                listed = shapes.compare(records.models[0], model, strict=False)
+                widest = {t.name: t.role for t in shapes.compare(records.models[0], records.models[-1], strict=False)}
+        except InputError:
+            return {}
+        for tensor in listed:
+            if widest.get(tensor.name) != "unknown":
+                found.setdefault(tensor.name, []).append((float(tensor.fan_in.target), float(tensor.fan_out.target)))
+    return {
+        name: (np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs]))
+        for name, pairs in found.items()
+        if len(pairs) == len(records.models)
+    }

@@ -1,0 +1,72 @@
+"""Growth exponents: least squares of log size against log width, one slope per seed, with an interval over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Slope:
+    """One exponent d log(value) / d log(size) per seed, and the standard error of a single fit (its residual scatter).
+
+    Sums and multiples of slopes are slopes of products and powers, seed by seed.
+    """
+
+    values: np.ndarray  # (seeds,)
+    error: float  # standard error of one seed's fit, from its residuals
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    def interval(self, level: float = 0.9) -> tuple[float, float]:
+        """Student interval of the mean over seeds; with one seed, or too few sizes for one, over the fit's residuals."""
+        n = len(self.values)
+        half = self.error * float(stats.norm.ppf(0.5 + level / 2)) / np.sqrt(n)
+        if n > 1:
+            spread = float(np.std(self.values, ddof=1)) / np.sqrt(n) * float(stats.t.ppf(0.5 + level / 2, n - 1))
+            half = min(half, spread) if self.error > 0 and n == 2 else spread
+        return self.mean - half, self.mean + half
+
+    def __add__(self, other: Slope | float) -> Slope:
+        if isinstance(other, Slope):
+            return Slope(self.values + other.values, float(np.hypot(self.error, other.error)))
+        return Slope(self.values + other, self.error)
+
+    def __sub__(self, other: Slope | float) -> Slope:
+        return self + (-1.0) * other
+
+    def __mul__(self, factor: float) -> Slope:
+        return Slope(self.values * factor, self.error * abs(factor))
+
+    __rmul__ = __mul__
+
+
+def fit(sizes: Sequence[float], values: np.ndarray | None) -> Slope | None:
+    """The slope per seed of log `values` (sizes, seeds) against log `sizes`; None where any value is zero or missing.
+
+    An exact zero has no logarithm: it is a fact of its own, never log(0).
+    """
+    if values is None or not np.all(np.isfinite(values)) or np.any(values <= 0):
+        return None
+    x = np.log(np.asarray(sizes, dtype=float))
+    x = x - x.mean()
+    y = np.log(values.astype(float))
+    spread = float(np.sum(x * x))
+    slopes = x @ (y - y.mean(axis=0)) / spread
+    residual = y - y.mean(axis=0) - x[:, None] * slopes
+    freedom = len(x) - 2
+    error = float(np.sqrt(np.mean(np.sum(residual**2, axis=0)) / freedom / spread)) if freedom > 0 else 0.0
+    return Slope(slopes, error)
+
+
+def median(slopes: Sequence[Slope | None]) -> Slope | None:
+    """The elementwise median of the slopes that exist, such as one per step; None when there is none."""
+    known = [slope for slope in slopes if slope is not None]
+    if not known:
+        return None
+    return Slope(np.median([s.values for s in known], axis=0), float(np.median([s.error for s in known])))

@@ -1,0 +1,287 @@
+"""The width rules: which tensor's own init or update has the wrong exponent, whatever its neighbours do.
+
+Raw sizes of activations cross over slowly between two exponents and pass an error on to every later layer, so they are shown but do not
+accuse. What accuses is local: the weight's own contribution `W₀x` relative to `x`, its own step `ΔW` in units of its fans (for degree-1
+optimizers freed from the size of the incoming gradient), and for heads the step's effect on the loss, ⟨G, ΔW⟩. A tensor whose init and
+update are both off by one and the same multiplier is right in another gauge (theory §4); the gradient tells that multiplier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mutransfer.check.expect import GROWS, TensorInfo
+from mutransfer.check.findings import Finding
+from mutransfer.check.record import Records
+from mutransfer.check.slopes import Slope, fit, median
+
+EXCLUDED = 0.15  # a FAIL needs an interval that stays away from the expected exponent by this much
+TOO_WIDE = 0.75  # half an interval beyond which nothing is known
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A tensor's exponents: errors of init and update against the expected ones, and candidates of its multiplier."""
+
+    init: Slope | None
+    update: Slope | None
+    multipliers: tuple[Slope, ...]
+
+
+class Judge:
+    """Reads the records as errors of exponents; every threshold is here."""
+
+    def __init__(self, records: Records, infos: list[TensorInfo], tolerance: float, level: float) -> None:
+        self.records, self.infos, self.tolerance, self.level = records, infos, tolerance, level
+        self.verified_attention: set[str] = set()  # queries and keys whose logits were found right
+
+    # measuring -------------------------------------------------------------------------------------------------------
+
+    def slope(self, kind: str, name: str, step: int = 0) -> Slope | None:
+        """The exponent of one recorded quantity."""
+        return fit(self.records.values, self.records.get(kind, name, step))
+
+    def typical(self, kind: str, name: str) -> Slope | None:
+        """The median exponent over all steps at which every run has a positive value."""
+        return median([self.slope(kind, name, step) for step in self.records.steps(kind, name)])
+
+    def within(self, error: Slope | None) -> bool:
+        """Whether this error is inside the tolerance (or was not measurable)."""
+        return error is None or abs(error.mean) <= self.tolerance
+
+    def grade(self, error: Slope | None) -> str:
+        """ "ok", "fail" or "unclear" for one error of an exponent."""
+        if error is None:
+            return "ok"
+        low, high = error.interval(self.level)
+        if abs(error.mean) > self.tolerance:
+            return "fail" if low > EXCLUDED or high < -EXCLUDED else "unclear"
+        return "unclear" if (high - low) / 2 > TOO_WIDE else "ok"
+
+    def finding(self, name: str, rule: str, what: str, error: Slope, expected: float, advice: str, severity: str) -> Finding:
+        """A finding whose measured slope is the expected one plus this error."""
+        low, high = error.interval(self.level)
+        return Finding(name, rule, what, error.mean + expected, low + expected, high + expected, expected, advice, severity)
+
+    @property
+    def ratio(self) -> float:
+        """Largest over smallest size."""
+        return self.records.values[-1] / self.records.values[0]
+
+    def factor(self, exponent: float) -> str:
+        """A correction as a factor at the largest size."""
+        value = self.ratio**exponent
+        shown = f"×{value:.3g}" if value >= 1 else f"÷{1 / value:.3g}"
+        return f"{self.records.axis}^{exponent:+.2g} ({shown} at {self.records.values[-1]:g} against {self.records.values[0]:g})"
+
+    # the three statistics --------------------------------------------------------------------------------------------
+
+    def _update(self, info: TensorInfo, step: int) -> Slope | None:
+        """Error of the update's exponent at one step, before any multiplier is considered."""
+        norms, rms = self.records.get("update operator norm", info.name, step), self.records.get("update", info.name, step)
+        candidates = []
+        if rms is not None and not (info.kind == "matrix" and norms is not None):
+            candidates.append(rms * info.fan_in[:, None])
+        if norms is not None and info.kind in ("matrix", "unknown"):
+            candidates.append(norms * np.sqrt(info.fan_in / info.fan_out)[:, None])
+        slopes = [s for s in (fit(self.records.values, c) for c in candidates) if s is not None]
+        if not slopes:
+            return None
+        best = min(slopes, key=lambda s: abs(s.mean))
+        if info.degree == 0:
+            return best
+        gradient = self.slope("gradient norm", info.name, step)
+        return None if gradient is None else best - (gradient - info.gradient_exponent)
+
+    def update_error(self, info: TensorInfo) -> Slope | None:
+        """Median over steps of `_update`."""
+        return median([self._update(info, step) for step in self.records.steps("update", info.name)])
+
+    def init_errors(self, info: TensorInfo, site: str | None) -> list[Slope]:
+        """Errors of the init's exponent: measured on the data, and predicted from the weight's RMS (no luck of one draw)."""
+        weight = self.slope("weight", info.name)
+        if weight is None:
+            return []
+        if site is None:
+            return [weight + {"hidden": info.a / 2, "input": info.a / 2, "output": info.a}.get(info.role, 0.0)]
+        fans = np.array(self.records.fans[site], dtype=float)
+        growth = fit(self.records.values, fans[:, :1])
+        operand = self.slope("operand", site) or 0.0 * weight
+        predicted = weight + (0.5 * growth.mean if growth is not None else 0.0)
+        product = self.slope("product", site)
+        return [predicted] if product is None else [predicted, product - operand]
+
+    def head_init_errors(self, info: TensorInfo, site: str) -> list[Slope]:
+        """Errors of a head's init in units of true logits, where it should fall like fan-in^-½ wherever the multiplier is."""
+        fans = np.array(self.records.fans[site], dtype=float)
+        growth = fit(self.records.values, fans[:, :1])
+        outer = self.outer_multiplier(site)
+        if growth is None or outer is None:
+            return []
+        operand = self.slope("operand", site) or 0.0 * outer
+        found = []
+        for relative in self.init_errors(info, site):
+            own = relative + outer + growth.mean / 2
+            found += [own, own + operand]
+        return found
+
+    def outer_multiplier(self, site: str) -> Slope | None:
+        """The exponent of what multiplies this site's output later on, read off the gradient that comes back."""
+        for step in self.records.steps("gradient at", site):
+            if (slope := self.slope("gradient at", site, step)) is not None:
+                return slope
+        return None
+
+    def head_update_errors(self, info: TensorInfo, site: str) -> list[Slope]:
+        """Errors of a head's update: its step's first-order effect on the loss, and its own size times its multiplier."""
+        found = [s for s in [self.typical("descent", info.name)] if s is not None]
+        plain, outer = self.update_error(info), self.outer_multiplier(site)
+        if plain is not None and outer is not None:
+            own = plain + (1 + info.degree) * outer
+            operand = self.slope("operand", site)
+            found += [own] if operand is None else [own, own + (1 + info.degree) * operand]
+        return found
+
+    def gradient_excess(self, info: TensorInfo) -> Slope | None:
+        """The exponent by which this tensor's gradient exceeds the expected one: its multiplier, if all else is right."""
+        slope = self.typical("gradient norm", info.name)
+        return None if slope is None else slope - info.gradient_exponent
+
+    def common_excess(self) -> Slope | None:
+        """The median of `gradient_excess` over the body: what comes from elsewhere (a head's wrong multiplier, a clip)."""
+        return median([self.gradient_excess(info) for info in self.infos if info.role in ("hidden", "input", "vector")])
+
+    # judging ---------------------------------------------------------------------------------------------------------
+
+    def heads(self, info: TensorInfo) -> list[str]:
+        """The sites where this tensor is a read-out: fan-in grows and fan-out does not."""
+        found = []
+        for site in info.sites:
+            fans = np.array(self.records.fans.get(site, []), dtype=float)
+            if len(fans) == len(self.records.values):
+                a, b = (fit(self.records.values, fans[:, k : k + 1]) for k in (0, 1))
+                if a is not None and a.mean > GROWS and (b is None or b.mean <= GROWS):
+                    found.append(site)
+        return found
+
+    def judge(self) -> list[Finding]:
+        """Findings of all tensors, most upstream first."""
+        common = self.common_excess()
+        last_head = max((i.order for i in self.infos if i.role == "output"), default=None)
+        found: list[Finding] = []
+        for info in self.infos:
+            if info.role == "unknown":
+                found.append(Finding(info.name, "unknown axes", "its axes cannot be told from its shape", 0, 0, 0, 0,
+                                     "only its neighbours were checked", "note"))  # fmt: skip
+            elif info.role == "output" and info.sites:
+                found += self._head(info, info.sites[0], info.order == last_head)
+            else:
+                found += self._body(info, common)
+                for site in self.heads(info):
+                    found += self._tied(info, site)
+        return found
+
+    def _body(self, info: TensorInfo, common: Slope | None) -> list[Finding]:
+        errors = self.init_errors(info, info.sites[0] if info.sites else None)
+        init = min(errors, key=lambda s: abs(s.mean)) if errors else None
+        if init is not None and info.role in ("vector", "scalar") and init.mean < 0:
+            falling, init = init, None  # a bias drawn like 1/√fan_in only starts closer to zero
+        else:
+            falling = init
+        update = self.update_error(info)
+        if self.within(init) and self.within(update):
+            return self._unclear(info, init, update)
+        if self._rescued(info, falling, init, update, common):
+            return []
+        return self._accuse(info, init, update)
+
+    def _rescued(
+        self, info: TensorInfo, falling: Slope | None, init: Slope | None, update: Slope | None, common: Slope | None
+    ) -> bool:
+        """Whether one forward multiplier explains both errors: then the tensor is right in another gauge."""
+        power = 1 + info.degree
+        start = falling if falling is not None else init
+        consistent = start is not None and update is not None and self.within(update - power * start)
+        if info.name in self.verified_attention and (consistent or start is None):
+            return True
+        excess = self.gradient_excess(info)
+        if excess is None or update is None:
+            return False
+        bias = info.role in ("vector", "scalar") and info.name.endswith("bias")
+        if start is not None and not consistent and not bias:
+            return False
+        for multiplier in [excess] + ([] if common is None else [excess - common]):
+            if abs(multiplier.mean) > self.tolerance and self.within(update + power * multiplier):
+                if start is None or bias or self.within(start + multiplier):
+                    return True
+        return False
+
+    def _unclear(self, info: TensorInfo, init: Slope | None, update: Slope | None) -> list[Finding]:
+        found = []
+        for what, error in (("init", init), ("update", update)):
+            if error is not None and self.grade(error) == "unclear":
+                found.append(self.finding(info.name, "noise", f"its {what}", error, 0.0, "run more seeds or more sizes", "unclear"))
+        return found
+
+    def _accuse(self, info: TensorInfo, init: Slope | None, update: Slope | None) -> list[Finding]:
+        found = []
+        if init is not None and (grade := self.grade(init)) != "ok":
+            what = "the size of its output relative to its input" if info.sites else "its initial size"
+            found.append(self.finding(info.name, "init", what, init, 0.0,
+                                      f"multiply its init std by {self.factor(-init.mean)}", grade))  # fmt: skip
+        if update is not None and (grade := self.grade(update)) != "ok":
+            found.append(self._update_finding(info, update, grade))
+        return found
+
+    def _update_finding(self, info: TensorInfo, update: Slope, grade: str) -> Finding:
+        what = "the effect of its own update"
+        if update.mean < 0 and self._eps_bites(info):
+            eps = self.records.get("eps", info.name)
+            return self.finding(
+                info.name, "eps", what, update, 0.0,
+                f"eps {float(np.nanmax(eps)):.2g} is larger than its gradient at {self.records.values[-1]:g}: "
+                "lower it, or scale it like the gradient", grade,
+            )  # fmt: skip
+        return self.finding(info.name, "learning rate", what, update, 0.0,
+                            f"multiply its learning rate by {self.factor(-update.mean)}", grade)  # fmt: skip
+
+    def _eps_bites(self, info: TensorInfo) -> bool:
+        eps, gradient = self.records.get("eps", info.name), self.records.get("gradient", info.name)
+        if info.degree != 0 or eps is None or gradient is None or np.all(np.isnan(gradient[-1])):
+            return False
+        if info.kind == "matrix":
+            gradient = gradient * np.sqrt(float(np.prod(info.shape)))
+        return float(np.nanmedian(gradient[-1])) <= 10 * float(np.nanmax(eps[-1]))
+
+    def _head(self, info: TensorInfo, site: str, last: bool) -> list[Finding]:
+        init_errors, update_errors = self.head_init_errors(info, site), self.head_update_errors(info, site)
+        if not last:  # a bottleneck inside the net may start at size one
+            init_errors += [e - info.a / 2 for e in init_errors]
+        init = min(init_errors, key=lambda s: abs(s.mean)) if init_errors else None
+        update = min(update_errors, key=lambda s: abs(s.mean)) if update_errors else None
+        if self.within(init) and self.within(update):
+            return []
+        found = []
+        if init is not None and (grade := self.grade(init)) != "ok":
+            found.append(self.finding(info.name, "readout multiplier", "the size of its logits at the start", init, -info.a / 2,
+                                      f"multiply its output (or its init std) by {self.factor(-init.mean)}", grade))  # fmt: skip
+        if update is not None and (grade := self.grade(update)) != "ok":
+            if init is not None and self.grade(init) == "fail" and self.within(update - (1 + info.degree) * init):
+                advice = "the same multiplier corrects its update"
+                found.append(self.finding(info.name, "readout multiplier", "the effect of its own update", update, 0.0, advice, grade))
+            else:
+                found.append(self._update_finding(info, update, grade))
+        return found
+
+    def _tied(self, info: TensorInfo, site: str) -> list[Finding]:
+        """A tensor shared with the read-out: its update is judged as an embedding's, its logits must still fall."""
+        errors = self.head_init_errors(info, site)
+        if not errors:
+            return []
+        init = min(errors, key=lambda s: abs(s.mean))
+        if (grade := self.grade(init)) == "ok":
+            return []
+        return [self.finding(info.name, "readout multiplier", "the size of the logits it makes at the start", init, -0.5,
+                             f"multiply the read-out's input by {self.factor(-init.mean)}", grade)]  # fmt: skip

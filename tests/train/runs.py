@@ -24,7 +24,7 @@ def gpt_run(**changes: Any) -> RunConfig:
     sizes.update(changes.pop("sizes", {}))
     model = GPTConfig(vocab_size=text().vocab_size, **sizes)
     settings: dict[str, Any] = {"batch": 8, "steps": 24, "warmup": 4, "log_every": 5, "val_batches": 2, "device": "cpu"}
-    return RunConfig(model=model, base={"width": 16}, **{**settings, **changes})
+    return RunConfig(model=model, **{"base": {"width": 16}, **settings, **changes})
 
 
 def digits_run(kind: str, **changes: Any) -> RunConfig:

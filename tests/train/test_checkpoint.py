@@ -1,6 +1,7 @@
 """A run killed at any moment continues as if nothing had happened, or says in one line why it will not."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -14,9 +15,15 @@ import pytest
 import torch
 
 from mutransfer.errors import InputError
-from mutransfer.train import LogPoint, RunConfig, load_checkpoint, load_run, train
+from mutransfer.train import LogPoint, RunConfig, RunResult, Task, load_checkpoint, load_run
+from mutransfer.train import train as train_from_config
 from mutransfer.train.checkpoint import write_atomic
 from tests.train.runs import digits_run, gpt_run, text
+
+
+def train(config: RunConfig, **options: Any) -> RunResult:
+    """As `mutransfer.train.train`, with the text that all runs share loaded once."""
+    return train_from_config(config, **({"data": text()} if config.data == "topics" else {}) | options)
 
 
 class Killed(Exception):
@@ -29,10 +36,6 @@ def kill_at(step: int) -> Callable[[LogPoint], None]:
             raise Killed
 
     return on_log
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(folder / "checkpoint.pt")["model"]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -65,22 +68,35 @@ RUNS = {
         sizes={"dropout": 0.1}, accumulation=2, checkpoint_every=4, log_every=1, optimizer="sgd", lr=0.5, momentum=0.9
     ),
     "completep": gpt_run(recipe="completep", schedule="wsd", checkpoint_every=4, log_every=1, autocast="bf16"),
+    "hooks": gpt_run(
+        sizes={"tied": True, "norm": "none", "depth": 2},
+        placement="multiplier",
+        recipe="completep",
+        clip=None,
+        checkpoint_every=4,
+        log_every=1,
+    ),
     "batch norm": digits_run("resnet", checkpoint_every=4, log_every=1),
 }
 
 
+if hasattr(torch.optim, "Muon"):
+    RUNS["muon"] = gpt_run(optimizer="muon-kimi", checkpoint_every=4, log_every=1)
+
+
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("step", [1, 8, 11, 23])
-def test_a_killed_run_continues_bit_for_bit(name: str, step: int, tmp_path: Path) -> None:
+def test_a_killed_run_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
     config = RUNS[name]
-    undisturbed = train(config, folder=tmp_path / "a")
-    with pytest.raises(Killed):
-        train(config, folder=tmp_path / "b", on_log=kill_at(step))
-    torch.rand(3)  # whatever happens between the sessions does not matter
-    resumed = train(config, folder=tmp_path / "b")
-    assert resumed.losses == undisturbed.losses
-    assert resumed.val_loss == undisturbed.val_loss
-    assert_same_run(tmp_path / "a", tmp_path / "b")
+    undisturbed = train(config, folder=tmp_path / "undisturbed")
+    for step in (1, 8, 23):  # before the first checkpoint, right at one, and late between two
+        folder = tmp_path / f"killed at {step}"
+        with pytest.raises(Killed):
+            train(config, folder=folder, on_log=kill_at(step))
+        torch.rand(3)  # whatever happens between the sessions does not matter
+        resumed = train(config, folder=folder)
+        assert resumed.losses == undisturbed.losses
+        assert resumed.val_loss == undisturbed.val_loss
+        assert_same_run(tmp_path / "undisturbed", folder)
 
 
 def test_it_continues_from_the_checkpoint_and_not_from_the_start(tmp_path: Path) -> None:
@@ -102,9 +118,7 @@ train(config, folder=Path(sys.argv[2]), on_log=lambda point: print(point.step, f
 
 
 def test_a_process_really_killed_continues_bit_for_bit(tmp_path: Path) -> None:
-    import json
-
-    config = replace(RUNS["adamw"], steps=400, warmup=50, checkpoint_every=10, val_every=0)
+    config = replace(RUNS["adamw"], steps=200, warmup=50, checkpoint_every=25, val_every=0)
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, json.dumps(config.to_dict()), str(tmp_path / "b")],
         stdout=subprocess.PIPE,
@@ -114,12 +128,12 @@ def test_a_process_really_killed_continues_bit_for_bit(tmp_path: Path) -> None:
     assert process.stdout is not None
     with process.stdout as lines:
         for line in lines:
-            if int(line) >= 33:
+            if int(line) >= 60:
                 process.send_signal(signal.SIGKILL)
                 break
     assert process.wait() == -signal.SIGKILL
     reached = load_checkpoint(tmp_path / "b" / "checkpoint.pt")["step"]
-    assert 30 <= reached < 400
+    assert 50 <= reached < 200
     assert train(config, folder=tmp_path / "b").losses == train(config, folder=tmp_path / "a").losses
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
@@ -211,6 +225,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint.pt.x1.part").write_bytes(b"half")
+    train(gpt_run(steps=1, warmup=0), folder=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "result.json"]
+
+
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
@@ -223,8 +243,9 @@ def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_the_trained_model_comes_back_with_its_plan(tmp_path: Path) -> None:
-    config = gpt_run()
+@pytest.mark.parametrize("name", ["adamw", "hooks"])
+def test_the_trained_model_comes_back_with_its_plan(name: str, tmp_path: Path) -> None:
+    config = replace(RUNS[name], accumulation=1)
     result = train(config, folder=tmp_path)
     again, model, plan = load_run(tmp_path)
     assert again == config and not model.training
@@ -236,8 +257,6 @@ def test_the_trained_model_comes_back_with_its_plan(tmp_path: Path) -> None:
 
 
 def test_the_data_order_does_not_depend_on_width_or_learning_rate() -> None:
-    from mutransfer.train import Task
-
     runs: list[RunConfig] = [gpt_run(), gpt_run(sizes={"width": 64}), gpt_run(lr=1.0), gpt_run(recipe="sp")]
     batches = [Task.of(config, torch.device("cpu"), text()).batch(7)[0] for config in runs]
     assert all(torch.equal(a, b) for a, b in itertools.pairwise(batches))

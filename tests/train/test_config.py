@@ -94,6 +94,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"device": "cpu:0"}, "device='cpu:0'"),
     ({"data": ""}, "data=''"),
     ({"base": {}}, "base={'width': 64}"),
+    ({"base": 64}, "base=64"),
+    ({"base": "width"}, "base='width'"),
+    ({"seed": 2**63}, "below 2**63"),
     ({"base": {"widht": 32}}, "did you mean 'width'?"),
     ({"base": {"width": 0}}, "base['width']=0"),
     ({"base": {"width": 40}}, "not a multiple of head_size=16"),
@@ -115,11 +118,13 @@ def test_what_cannot_be_run_is_one_clear_line(change: dict[str, Any], words: str
     [
         ({"learning_rate": 0.1}, "learning_rate is not a field of RunConfig"),
         ({"stesp": 10}, "did you mean 'steps'?"),
+        ([1, 2], "a run's config is of type list"),
+        ({"model": "gpt"}, "model is of type str"),
         ({"model": {"kind": "gtp"}}, "did you mean 'gpt'?"),
         ({"model": {"kind": "gpt", "widht": 3}}, "model.widht is not a field of GPTConfig: did you mean 'width'?"),
     ],
 )
-def test_unknown_names_in_json_suggest_the_closest(data: dict[str, Any], words: str) -> None:
+def test_json_that_is_no_run_is_one_clear_line(data: Any, words: str) -> None:
     with pytest.raises(InputError) as caught:
         RunConfig.from_dict(data)
     assert words in str(caught.value)

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from tests.train.runs import digits_run, gpt_run, text
 CPU = torch.device("cpu")
 
 
-def test_an_sp_run_is_a_plain_pytorch_loop_bit_for_bit() -> None:
-    config = gpt_run(recipe="sp", clip_norm="torch")
+@pytest.mark.parametrize("change", [{"clip_norm": "torch"}, {"clip_norm": "plan"}, {"base": {}}], ids=str)
+def test_an_sp_run_is_a_plain_pytorch_loop_bit_for_bit(change: dict[str, Any]) -> None:
+    config = gpt_run(recipe="sp", **change)
     assert isinstance(config.model, GPTConfig)
     torch.manual_seed(config.seed)
     model = GPT(config.model)
@@ -38,6 +40,38 @@ def test_an_sp_run_is_a_plain_pytorch_loop_bit_for_bit() -> None:
         optimizer.zero_grad()
         expected.append(loss.item())
     assert list(train(config, data=text()).losses) == expected
+
+
+@pytest.mark.parametrize("recipe", ["mup", "depth-mup", "completep"])
+def test_at_the_base_size_every_recipe_is_the_sp_run_bit_for_bit(recipe: str) -> None:
+    sp = gpt_run(recipe="sp", base={"width": 32, "depth": 1})
+    assert train(replace(sp, recipe=recipe), data=text()).losses == train(sp, data=text()).losses
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("norm_gain", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_multipliers_in_the_forward_and_absorbed_are_one_run(optimizer: str, norm_gain: bool, tied: bool) -> None:
+    lr = 2**-7 if optimizer == "adamw" else 0.5
+    sizes = {"depth": 2, "tied": tied, "norm_gain": norm_gain}
+    config = gpt_run(recipe="completep", base={"width": 16, "depth": 1}, optimizer=optimizer, lr=lr, sizes=sizes)
+    absorbed, multiplied = (train(replace(config, placement=p), data=text()) for p in ("absorbed", "multiplier"))
+    assert absorbed.losses == pytest.approx(multiplied.losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "nadam", "radam", "adamax", "rmsprop", "adagrad", "muon", "muon-kimi"])
+def test_every_optimizer_that_torch_has_takes_its_own_settings(optimizer: str) -> None:
+    if optimizer.startswith("muon") and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    result = train(gpt_run(optimizer=optimizer, weight_decay=0.01, steps=8), data=text())
+    assert result.status == "finished"
+    assert result.losses[-1] < result.losses[0]
+
+
+def test_an_optimizer_that_torch_lacks_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="torch has no 'lion' optimizer"):
+        train(gpt_run(optimizer="lion"), data=text(), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("recipe", ["sp", "mup", "completep"])

@@ -25,7 +25,7 @@ RESULT = "result.json"
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file whole or not at all: a temporary neighbour, fsync, then one rename.
 
-    A process killed at any moment leaves the old file or the new one (and at worst a `.part` file that nothing reads).
+    A process killed at any moment leaves the old file or the new one, and at worst a `.part` file that nothing reads.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     temporary = Path(name)
@@ -34,6 +34,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        temporary.chmod(0o644)  # temporary files are private, a checkpoint is not
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -79,12 +79,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.model, ModelConfig):
             raise InputError(f"model={self.model!r}: give a GPTConfig, an MLPConfig or a ResNetConfig")
+        if not isinstance(self.base, Mapping):
+            raise InputError(f"base={self.base!r}: give the base sizes by name, such as base={{'width': 64}}")
         # 1 and 1.0, a list and a tuple are one run: they must give one hash
         for name in _FLOATS:
             value = getattr(self, name)
             if isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, name, float(value))
-        object.__setattr__(self, "base", {key: self.base[key] for key in sorted(self.base)})
+        object.__setattr__(self, "base", {key: self.base[key] for key in sorted(self.base, key=str)})
         if isinstance(self.betas, list | tuple):
             betas = tuple(float(b) if isinstance(b, int | float) else b for b in self.betas)
             object.__setattr__(self, "betas", betas)
@@ -123,6 +125,8 @@ class RunConfig:
             _integer(name, getattr(self, name), low=1)
         for name in ("warmup", "seed", "val_every", "val_batches", "checkpoint_every"):
             _integer(name, getattr(self, name), low=0)
+        if self.seed >= 2**63:
+            raise InputError(f"seed={self.seed}: give a whole number below 2**63")
         if self.warmup > self.steps:
             raise InputError(f"warmup={self.warmup} is longer than the run, steps={self.steps}: give warmup <= steps")
         if self.batch % self.accumulation:
@@ -178,8 +182,8 @@ class RunConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "RunConfig":
         """The inverse of `to_dict`: ``from_dict(to_dict(c)) == c``. Unknown fields raise `InputError`."""
-        values = dict(data)
-        model = dict(values.pop("model", {"kind": "gpt"}))
+        values = _fields_by_name("a run's config", data)
+        model = _fields_by_name("model", values.pop("model", {}))
         kind = model.pop("kind", "gpt")
         _choice("model.kind", kind, tuple(_KINDS))
         config = _KINDS[kind][0]
@@ -212,6 +216,12 @@ def _plain(value: Any, default: Any = None) -> Any:
     if isinstance(default, float) and isinstance(value, int):
         return float(value)
     return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+
+
+def _fields_by_name(what: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{what} is of type {type(value).__name__}: give a JSON object with the fields by name")
+    return dict(value)
 
 
 def _frozen(value: Any) -> Any:

@@ -66,13 +66,13 @@ def train(
     if saved is not None and saved["data"] != task.data.fingerprint:
         raise InputError(f"data={config.data!r} is not what {path} was trained on: restore it, or give another folder")
     plan = _resolve_plan(config, plan, saved, path)
-    if folder is not None:
-        _make_folder(Path(folder))
     callers = rng_state(device)
     try:
         run = Run(config, plan, task, device, path)
         if saved is not None:
             run.restore(saved)
+        if folder is not None:  # only now: bad input leaves no folder behind
+            _make_folder(Path(folder))
         return run.finish(on_log)
     finally:
         set_rng_state(callers, device)
@@ -125,7 +125,7 @@ class Run:
             "wsd_decay_fraction": config.wsd_decay_fraction,
         }
         self.scheduler = make_scheduler(self.optimizer, **self.curve)
-        plan.verify(self.optimizer)
+        plan.verify(self.optimizer, self.model)
         # the stream that dropout draws from must not depend on how many numbers the initialisation took
         torch.manual_seed(config.seed + 1)
         self.step = 0
@@ -146,7 +146,7 @@ class Run:
         self.points = [LogPoint(**point) for point in saved["points"]]
         for name in ("step", "status", "reason", "diverged_at", "val_loss", "seconds"):
             setattr(self, name, saved[name])
-        self.plan.verify(self.optimizer)
+        self.plan.verify(self.optimizer, self.model)
 
     def finish(self, on_log: Callable[[LogPoint], None] | None) -> RunResult:
         """Make the updates that remain and return the result."""
@@ -225,7 +225,7 @@ class Run:
 
     def _fetch(self) -> bool:
         """Bring the pending losses to the host; False, and the run is diverged, when one of them is not finite."""
-        fetched = torch.stack(self.pending).double().tolist() if self.pending else []
+        fetched = torch.stack(self.pending).tolist() if self.pending else []
         self.pending = []
         for loss in fetched:
             self.losses.append(loss)
@@ -244,7 +244,7 @@ class Run:
         self.model.eval()
         losses = [self._loss(x, y) for x, y in self.task.validation()]
         self.model.train()
-        self.val_loss = torch.stack(losses).double().mean().item()
+        self.val_loss = torch.stack(losses).cpu().double().mean().item()
         return self.val_loss
 
     def _log(self, norm: Tensor | None, val_loss: float | None, on_log: Callable[[LogPoint], None] | None) -> None:
@@ -333,5 +333,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
+        for part in folder.glob(f".{CHECKPOINT}.*.part"):  # of a process killed while it wrote
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"folder {folder} cannot be written ({error.strerror}): give one that can") from error

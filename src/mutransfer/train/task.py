@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ class Task:
         if data is None:
             model = config.model
             context, vocab = (model.context, model.vocab_size) if isinstance(model, GPTConfig) else (None, None)
-            data = load(config.data, tokenizer=config.tokenizer, context=context, vocab_size=vocab)
+            stated = vocab if _needs_vocabulary(Path(config.data)) else None
+            data = load(config.data, tokenizer=config.tokenizer, context=context, vocab_size=stated)
         _check_fit(config, data)
         return cls(config, data, device)
 
@@ -64,6 +66,11 @@ class Task:
 def _context(config: RunConfig) -> int:
     assert isinstance(config.model, GPTConfig)
     return config.model.context
+
+
+def _needs_vocabulary(path: Path) -> bool:
+    """Whether these are bare token files, which do not say how many tokens there are: then the model's word counts."""
+    return path.suffix == ".bin" or ((path / "train.bin").is_file() and not (path / "meta.json").is_file())
 
 
 def _check_fit(config: RunConfig, data: Data) -> None:

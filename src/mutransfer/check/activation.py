@@ -74,6 +74,12 @@ def _allowed(judge: Judge, label: str, slope: Slope) -> tuple[float, float]:
             exponents.append(best.mean)
         if info.role == "output":
             exponents.append(-info.a / 2)
+    for info in judge.infos:
+        for site in judge.heads(info):  # what multiplies the logits later on, also where a shared tensor makes them
+            module = judge.records.sites[site].module
+            if not path or module == path or module.startswith(f"{path}."):
+                outer = judge.outer_multiplier(site)
+                exponents.append(0.0 if outer is None else -outer.mean)
     if not inside:
         source = judge.slope("input", label)
         exponents.append(slope.mean if source is None else source.mean)

@@ -57,7 +57,7 @@ def coord_check(
     if not 0 < level < 1 or not 0 < tolerance < 1:
         raise InputError(f"tolerance={tolerance!r}, level={level!r}: both lie between 0 and 1")
     listed = feed.materialise(batches, steps)
-    records = Records(name, ordered, values, seed_list)
+    records = Records(name, ordered, values, seed_list, clip_is_callable=callable(clip))
     protocol = record.Protocol(
         build, listed, loss or feed.default_loss, steps, clip, schedule, after_step, operator_norms
     )

@@ -93,11 +93,10 @@ class DepthJudge:
         self.judge, self.records, self.stacks = judge, judge.records, stacks
 
     def judge_all(self) -> list[Finding]:
-        """Block contributions first; with those right, growth of the stream; then every tensor's share of the descent."""
+        """Block contributions first; with those right, every tensor's share of the descent; then growth that neither explains."""
         found = self._contributions()
-        if not found:
-            found = self._stream()
-        return found + self._descent(blame=not found)
+        found += self._descent(blame=not found)
+        return found if any(f.severity == "fail" for f in found) else found + self._stream()
 
     def _real(self, folded: str) -> str:
         """A parameter of the shallowest model for a folded name: the one in its first block."""

@@ -11,7 +11,6 @@ up to the gauge of the tensor's own forward multiplier width^c: init −c, updat
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -128,19 +127,18 @@ def describe_depth(records: Records, degrees: dict[str, int]) -> list[TensorInfo
 def _compare(records: Records) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Fans per size of tensors that no watched operation used, from their shapes and module types."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for model in records.models:
+    unknown: set[str] = set()
+    for model in records.models[1:]:  # the smallest against itself shows no axis: its fans are the others' base
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                listed = shapes.compare(records.models[0], model, strict=False)
-                widest = {t.name: t.role for t in shapes.compare(records.models[0], records.models[-1], strict=False)}
+            listed = shapes.compare(records.models[0], model, strict=False)
         except InputError:
             return {}
         for tensor in listed:
-            if widest.get(tensor.name) != "unknown":
-                found.setdefault(tensor.name, []).append((float(tensor.fan_in.target), float(tensor.fan_out.target)))
+            unknown |= {tensor.name} if tensor.role == "unknown" else set()
+            pairs = found.setdefault(tensor.name, [(float(tensor.fan_in.base), float(tensor.fan_out.base))])
+            pairs.append((float(tensor.fan_in.target), float(tensor.fan_out.target)))
     return {
         name: (np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs]))
         for name, pairs in found.items()
-        if len(pairs) == len(records.models)
+        if len(pairs) == len(records.models) and name not in unknown
     }

@@ -43,6 +43,7 @@ class Records:
     optimizer_of: dict[str, str] = field(default_factory=dict)
     default_decay: dict[str, float] = field(default_factory=dict)
     diverged: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)  # (size, seed) -> (step, first module)
+    clip_is_callable: bool = False
     erased: list[tuple[float, str, str]] = field(default_factory=list)  # (size, parameter, words) of erased LR ratios
 
     def put(self, kind: str, name: str, step: int, i: int, j: int, value: float) -> None:

@@ -106,17 +106,27 @@ def decay(judge: Judge) -> list[Finding]:
 
 
 def clipping(judge: Judge) -> list[Finding]:
-    """A global clip that bites harder at some sizes scales every degree-1 step by its own exponent."""
+    """A global clip that bites harder at some sizes scales every degree-1 step by its own exponent.
+
+    It also breaks soon when one tensor's growing norm already makes up most of the norm at the largest size.
+    """
     records = judge.records
-    slope = judge.typical("clip", "")
-    if slope is None or judge.grade(slope) != "fail":
+    slope, factor = judge.typical("clip", ""), records.get("clip", "")
+    if slope is None or factor is None or not any(info.degree == 1 for info in judge.infos):
         return []
-    if not any(info.degree == 1 for info in judge.infos):
-        return []
-    norms = {n: records.get("norm before clip", n, 0) for n in records.names("norm before clip")}
-    worst = max(norms, key=lambda n: float(np.nanmean(a[-1])) if (a := norms[n]) is not None else -math.inf)
+    norms = {n: array for n in records.names("norm before clip") if (array := records.get("norm before clip", n)) is not None}
+    worst = max(norms, key=lambda n: float(np.nanmean(norms[n][-1])))
     advice = "clip with plan.clip_grad_norm_, which divides each tensor's norm by its expected growth, or raise the threshold"
-    return [judge.finding(worst, "clip", "the clipping factor, which this tensor's norm dominates,", slope, 0.0, advice, "fail")]
+    if judge.grade(slope) == "fail":
+        return [judge.finding(worst, "clip", "the clipping factor, which this tensor's norm dominates,", slope, 0.0, advice, "fail")]
+    share = np.nanmean(norms[worst][-1]) ** 2 / sum(np.nanmean(a[-1]) ** 2 for a in norms.values())
+    upper = len(records.values) // 2
+    growth = fit(records.values[-upper - 1 :], norms[worst][-upper - 1 :])
+    constant = not records.clip_is_callable
+    if constant and np.all(factor[-upper:] < 0.99) and share > 0.5 and growth is not None and judge.grade(growth) == "fail" and growth.mean > 0:
+        what = f"its gradient's norm, {share:.0%} of the clipped norm at {records.values[-1]:g},"
+        return [judge.finding(worst, "clip", what, growth, 0.0, advice, "fail")]
+    return []
 
 
 def schedules(judge: Judge) -> list[Finding]:

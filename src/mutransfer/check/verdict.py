@@ -96,8 +96,10 @@ class Judge:
         return None if gradient is None else best - (gradient - info.gradient_exponent)
 
     def update_error(self, info: TensorInfo) -> Slope | None:
-        """Median over steps of `_update`."""
-        return median([self._update(info, step) for step in self.records.steps("update", info.name)])
+        """Median over steps of `_update`; a degree-1 step remembers other gradients later on, so only its first one counts."""
+        slopes = [self._update(info, step) for step in self.records.steps("update", info.name)]
+        known = [slope for slope in slopes if slope is not None]
+        return median(known[:1] if info.degree else known)
 
     def init_errors(self, info: TensorInfo, site: str | None) -> list[Slope]:
         """Errors of the init's exponent: measured on the data, and predicted from the weight's RMS (no luck of one draw)."""

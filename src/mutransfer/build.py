@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
-from mutransfer import attention, branches
-from mutransfer.axes import is_norm
-from mutransfer.blocks import Stack, collapse
+from mutransfer import branches
+from mutransfer.construct import Factory, check_third_size, confirmed, construct, measured
 from mutransfer.errors import InputError
-from mutransfer.explain import derivation
-from mutransfer.hooks import Hook
-from mutransfer.laws import UNKNOWN, Law, measure, recording
+from mutransfer.groups import remember
+from mutransfer.laws import Law
 from mutransfer.optimizers import OptimizerFacts, facts_for
-from mutransfer.plan import Plan, Row
-from mutransfer.recipes import Recipe, recipe_named
-from mutransfer.rules import IDENTITY, MODES, Mode, Ratios, gauge, solve
-from mutransfer.shapes import Parameter, TensorShape, compare, compare_with_stacks, parameters_of
-
-Factory = Callable[..., nn.Module]
-_DEPTH_KEY = re.compile(r"depth|layer|block|stage", re.IGNORECASE)
-_SMALL = 4_000_000  # a base of at most this many numbers is drawn once for real, to confirm the laws that were recorded
+from mutransfer.plan import Plan
+from mutransfer.recipes import recipe_named
+from mutransfer.rules import MODES, Mode
+from mutransfer.shapes import compare_with_stacks
+from mutransfer.solver import Solver
 
 
 def plan(
@@ -70,24 +61,21 @@ def plan(
         raise InputError(f"base={sizes[0]} and target={sizes[1]} give the same shapes: the factory does not use them")
     serial = branches.depth_stacks(stacks)
     depth = branches.depth_ratio(serial)
-    solver = _Solver(chosen, main, rest, names, mode, placement, depth, serial, shapes, big, small, big_laws)
+    solver = Solver(chosen, main, rest, names, mode, placement, depth, serial, shapes, big, small, big_laws)
     rows = solver.rows(small_laws, branch_out, head_size)
-    path = None
-    if isinstance(optimizer, type) and not optimizer.__module__.startswith("torch.optim"):
-        path = f"{optimizer.__module__}:{optimizer.__qualname__}"
     return Plan(
         rows=tuple(rows),
         facts={names[0]: main} | ({names[1]: rest} if main.matrix_only else {}),
         optimizer_name=names[0],
         fallback=names[1],
-        optimizer_path=path,
+        optimizer_path=remember(optimizer),
         recipe=chosen.name,
         mode=mode,
         placement=placement,
         depth=depth,
         depth_exponent=chosen.depth_exponent,
-        base=dict(sizes[0]) if sizes else None,
-        target=dict(sizes[1]) if sizes else None,
+        base=_plain(sizes[0]) if sizes else None,
+        target=_plain(sizes[1]) if sizes else None,
         hooks=tuple(solver.hooks),
         notes=tuple(dict.fromkeys(solver.notes)),
     )
@@ -99,7 +87,13 @@ def _key(optimizer: Any, facts: OptimizerFacts) -> str:
     return optimizer.__name__.lower() if isinstance(optimizer, type) else facts.name
 
 
-# ------------------------------------------------------------------ building the two models
+def _plain(value: Any) -> Any:
+    """Sizes as JSON can hold them, so that a plan read back equals the one that was saved."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def _build(
@@ -114,304 +108,15 @@ def _build(
             raise InputError("with a module as the target, base must be a module too: plan(model, base=base_model)")
         if target is not None:
             raise InputError("with a module as the model, target is the model itself: leave target out")
-        return model, _measured(model), base, _measured(base), None
+        return model, measured(model), base, measured(base), None
     if not callable(model):
         raise InputError(f"model={model!r}: give a factory make_model(**sizes) -> nn.Module, or a module")
     if not isinstance(base, Mapping) or not isinstance(target, Mapping):
         raise InputError(
             "with a factory, base and target are its arguments: base=dict(width=256), target=dict(width=2048)"
         )
-    small, small_laws = _construct(model, base)
-    big, big_laws = _construct(model, target)
-    _third_size(model, base, target, small, big, axes, roles)
-    if sum(p.numel() for p in small.parameters()) <= _SMALL:
-        small_laws, big_laws = _confirmed(model, base, small_laws, big_laws, small, big)
+    small, small_laws = construct(model, base)
+    big, big_laws = construct(model, target)
+    check_third_size(model, base, target, small, big, axes, roles)
+    small_laws, big_laws = confirmed(model, base, small_laws, big_laws, small, big)
     return big, big_laws, small, small_laws, (base, target)
-
-
-def _construct(factory: Factory, sizes: Mapping[str, Any], device: str = "meta") -> tuple[nn.Module, dict[str, Law]]:
-    """The model at these sizes and the law of every tensor. A factory that cannot run on meta is run on the CPU."""
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device(device), recording() as seen:
-            built = factory(**sizes)
-    except InputError:
-        raise
-    except Exception as error:
-        if device == "meta" and not isinstance(error, TypeError):
-            return _construct(factory, sizes, "cpu")
-        raise InputError(f"the factory failed at {dict(sizes)}: {type(error).__name__}: {error}") from error
-    if not isinstance(built, nn.Module):
-        raise InputError(f"the factory returned {type(built).__name__} at {dict(sizes)}, not an nn.Module")
-    laws = {name: seen.law(p.module._parameters[p.attribute]) for name, p in _tensors(built)}  # type: ignore[arg-type]
-    return built, laws
-
-
-def _tensors(model: nn.Module) -> list[tuple[str, Parameter]]:
-    return list(parameters_of(model).items())
-
-
-def _measured(model: nn.Module) -> dict[str, Law]:
-    return {name: measure(p.module._parameters[p.attribute]) for name, p in _tensors(model)}  # type: ignore[arg-type]
-
-
-def _agree(recorded: Law, found: Law, count: int) -> bool:
-    if recorded.kind == "unknown":
-        return False
-    if recorded.std == 0 or found.std == 0:
-        return recorded.std == found.std and math.isclose(recorded.mean, found.mean, rel_tol=1e-5, abs_tol=1e-12)
-    return abs(found.std / recorded.std - 1) < 6 / math.sqrt(2 * count) + 1e-3
-
-
-def _confirmed(
-    factory: Factory,
-    sizes: Mapping[str, Any],
-    small_laws: dict[str, Law],
-    big_laws: dict[str, Law],
-    small: nn.Module,
-    big: nn.Module,
-) -> tuple[dict[str, Law], dict[str, Law]]:
-    """Draw the small base for real: where the code did something that recording missed, the values have the word."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        found = _measured(_construct(factory, sizes, "cpu")[0])
-    missed = {n for n, p in _tensors(small) if not _agree(small_laws[n], found[n], math.prod(p.shape))}
-    looks = {collapse(name) for name in missed}
-    small_laws = {n: found[n] if n in missed else law for n, law in small_laws.items()}
-    return small_laws, {n: UNKNOWN if collapse(n) in looks else law for n, law in big_laws.items()}
-
-
-def _third_size(
-    factory: Factory,
-    base: Mapping[str, Any],
-    target: Mapping[str, Any],
-    small: nn.Module,
-    big: nn.Module,
-    axes: Mapping[str, str] | None,
-    roles: Mapping[str, str] | None,
-) -> None:
-    """One more size, beyond the target, at the base's depth: an axis that grows on one step only is ambiguous.
-
-    A size that the factory refuses is not held against it. Raises InputError naming the tensor and the three sizes.
-    """
-    third = dict(base)
-    for key, value in target.items():
-        known = base.get(key)
-        numbers = all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in (known, value))
-        if numbers and value != known and not _DEPTH_KEY.search(key):
-            third[key] = value * value // known if value * value % known == 0 else 2 * value
-    if third == dict(base):
-        return
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), recording():
-            more = compare(small, factory(**third), axes=axes, roles=roles, strict=False)
-        now = {s.base_name: s for s in compare(small, big, axes=axes, roles=roles, strict=False)}
-    except Exception:  # the factory need not support a size that nobody asked for
-        return
-    for shape in more:
-        known = now.get(shape.base_name)
-        if known is None:
-            continue
-        for axis, (b, t, x) in enumerate(zip(shape.base_shape, known.target_shape, shape.target_shape, strict=True)):
-            if (b == t) != (b == x):
-                raise InputError(
-                    f"{shape.base_name!r}: axis {axis} is {b} at {dict(base)}, {t} at {dict(target)} and {x} at {third}: "
-                    f"it grows on one step only (rounded or clamped in your code?); choose sizes where it grows or stays"
-                )
-
-
-# ------------------------------------------------------------------ solving
-
-
-class _Solver:
-    """Applies the rules tensor by tensor, then moves multipliers to where they can live."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        main: OptimizerFacts,
-        rest: OptimizerFacts,
-        names: tuple[str, str],
-        mode: Mode,
-        placement: str,
-        depth: float,
-        stacks: list[Stack],
-        shapes: list[TensorShape],
-        big: nn.Module,
-        small: nn.Module,
-        laws: dict[str, Law],
-    ) -> None:
-        self.recipe, self.main, self.rest, self.names = recipe, main, rest, names
-        self.mode: Mode = mode
-        self.placement, self.depth, self.stacks, self.shapes = placement, depth, stacks, shapes
-        self.big, self.small, self.laws = big, small, laws
-        self.hooks: list[Hook] = []
-        self.notes: list[str] = []
-        self.absorbing: dict[str, list[tuple[float, str]]] = {}  # tensor → factors that move into it, with the reason
-
-    @property
-    def depth_rule(self) -> bool:
-        return self.recipe.depth_exponent is not None and self.depth != 1.0
-
-    def rows(
-        self, base_laws: dict[str, Law], branch_out: Sequence[str], head_size: tuple[int, int] | None
-    ) -> list[Row]:
-        """Every row, in the model's own order."""
-        if self.recipe.width:
-            self._attention(head_size)
-            self._tied_heads()
-        self._branches(branch_out)
-        self._note_what_stays()
-        return [self._row(shape, base_laws) for shape in self.shapes]
-
-    def _inside(self, shape: TensorShape) -> bool:
-        return self.depth_rule and branches.in_branch(shape.name, self.stacks)
-
-    def _facts(self, shape: TensorShape) -> tuple[str, OptimizerFacts]:
-        matrix = shape.role == "hidden" and len(shape.target_shape) == 2
-        if shape.role == "scalar" and len(shape.target_shape) == 2 and shape.target_shape == shape.base_shape:
-            # at ratio 1 nothing grows: a matrix is what would be one if it did
-            matrix = {"in", "out"} == set(shape.axes) and not shape.aliases and shape.kind.split(".")[0] != "Embedding"
-            matrix = matrix and not self._edge(shape)
-        if self.main.matrix_only and not matrix:
-            return self.names[1], self.rest
-        return self.names[0], self.main
-
-    def _edge(self, shape: TensorShape) -> bool:
-        """Whether this matrix is the model's first or last (outside every numbered stack): its input or its head."""
-        return not re.search(r"(^|\.)\d+\.", shape.name)
-
-    def _carry(self, module: str, attributes: Sequence[str], factor: float, reason: str, where: str | None) -> None:
-        """Put a forward multiplier on a module: into its tensors, or by a hook where the user asked for multipliers."""
-        if factor == 1.0:
-            return
-        if self.placement == "multiplier" and where is not None:
-            self.hooks.append(Hook(module, where, factor, reason))  # type: ignore[arg-type]
-            return
-        known = {shape.name for shape in self.shapes}
-        for attribute in attributes:
-            name = f"{module}.{attribute}" if module else attribute
-            if name in known:
-                self.absorbing.setdefault(name, []).append((factor, reason))
-
-    def _attention(self, head_size: tuple[int, int] | None) -> None:
-        modules = {}
-        for shape in self.shapes:
-            ours, theirs = shape.name.split("."), shape.base_name.split(".")
-            for i in range(len(ours)):
-                modules[".".join(ours[:i])] = ".".join(theirs[:i])
-        absorbed, hooks, notes = attention.factors(self.small, self.big, modules, head_size, self.laws)
-        self.hooks += hooks
-        self.notes += notes
-        for item in absorbed:
-            whole = item.factor < 1 and "weight" in item.attributes
-            self._carry(item.module, item.attributes, item.factor, item.reason, "output" if whole else None)
-
-    def _tied_heads(self) -> None:
-        """logits × 1/N of a head that shares the embedding: into the final norm's gain, else a hook on the head's input."""
-        for shape in self.shapes:
-            if not shape.tied_output or not shape.fan_out.grows:
-                continue
-            factor = 1 / shape.fan_out.ratio
-            reason = f"logits × 1/{shape.fan_out.ratio:g} of the tied head"
-            norm = self._final_norm(shape)
-            if norm is not None and self.placement == "absorbed":
-                self._carry(norm, ("weight", "bias"), factor, reason, None)
-            else:
-                head = next(
-                    (p for p, m in self.big.named_modules()
-                     if getattr(m, "weight", None) is not None and not isinstance(m, nn.Embedding)
-                     and f"{p}.weight" in (shape.name, *shape.aliases)), None)  # fmt: skip
-                if head is None:
-                    raise InputError(f"{shape.name!r} is tied to {shape.aliases}, but no module applies it as a head: the "
-                                     f"multiplier {factor:g} has nowhere to live; give the model a final norm with a gain")  # fmt: skip
-                self.hooks.append(Hook(head, "input", factor, reason))
-
-    def _final_norm(self, tied: TensorShape) -> str | None:
-        """The norm right before the head: outside every stack, with a plain gain, and no matrix after it but the head."""
-        order = list(self.shapes)
-        for shape in reversed(order):
-            if shape.name == tied.name or shape.role == "scalar":
-                continue
-            path = shape.name.rpartition(".")[0]
-            module = self.big.get_submodule(path)
-            inside = re.search(r"(^|\.)\d+(\.|$)", path)
-            if not is_norm(module) or inside or shape.role != "vector":
-                if shape.role == "vector" and not inside:
-                    continue  # a bias of the head
-                return None
-            law = self.laws.get(f"{path}.weight")
-            return path if law is not None and law.kind == "constant" and law.mean != 0 else None
-        return None
-
-    def _branches(self, declared: Sequence[str]) -> None:
-        if self.depth != 1.0 and self.recipe.depth_exponent is None:
-            self.notes.append(
-                f"depth grows ×{self.depth:g} but recipe {self.recipe.name!r} has no depth rule: "
-                f"use 'completep' (two or more matrices per residual branch) or 'depth-mup' (one)"
-            )
-        if not self.depth_rule:
-            return
-        assert self.recipe.depth_exponent is not None
-        alpha = self.depth**-self.recipe.depth_exponent
-        for path in sorted(branches.last_modules(self.big, self.shapes, self.stacks, declared)):
-            attributes = [n for n, _ in self.big.get_submodule(path).named_parameters()]
-            self._carry(path, attributes, alpha, f"residual branch × {alpha:g}", "output")
-
-    def _note_what_stays(self) -> None:
-        for shape in self.shapes:
-            if re.search(r"(^|\.)\d+\.", shape.name) and shape.role == "output":
-                self.notes.append(f"{collapse(shape.name)}: its fan-out stays {shape.fan_out.target:g} while its fan-in grows: "
-                                  f"treated as an output")  # fmt: skip
-
-    def _row(self, shape: TensorShape, base_laws: dict[str, Law]) -> Row:
-        name, facts = self._facts(shape)
-        inside = self._inside(shape)
-        base_law = base_laws.get(shape.base_name, UNKNOWN)
-        target_law = snap(self.laws.get(shape.name, UNKNOWN), base_law, shape, self.depth)
-        if not self.recipe.width:
-            ratios = replace(IDENTITY, eps=1.0 if facts.eps_kind else None)
-            text = "standard parametrization: the user's own code"
-        else:
-            role: Any = shape.role
-            ratios = solve(
-                role, shape.fan_in, shape.fan_out, facts,
-                depth=self.depth, in_branch=inside, exponent=self.recipe.depth_exponent or 1.0, mode=self.mode,
-            )  # fmt: skip
-            text = derivation(
-                role, shape.fan_in, shape.fan_out, facts, ratios, self.depth if inside else 1.0, self.mode
-            )
-            ratios, text = self._absorb(shape, facts, replace(ratios, branch=1.0), text)
-        return Row(
-            shape.name, shape.base_name, shape.aliases, shape.role, shape.kind, shape.base_shape, shape.target_shape,
-            shape.fan_in, shape.fan_out, shape.block, name, base_law, target_law, ratios,
-            self.depth if inside else 1.0, text,
-        )  # fmt: skip
-
-    def _absorb(self, shape: TensorShape, facts: OptimizerFacts, ratios: Ratios, text: str) -> tuple[Ratios, str]:
-        if ratios.multiplier != 1.0:
-            module = shape.name.rpartition(".")[0]
-            if self.placement == "multiplier" and shape.name.endswith(".weight"):
-                self.hooks.append(Hook(module, "input", ratios.multiplier, f"output × {ratios.multiplier:g}"))
-            else:
-                text += f"; absorbs its multiplier {ratios.multiplier:g}"
-                ratios = gauge(ratios, ratios.multiplier, facts, of="multiplier")
-        for factor, reason in self.absorbing.get(shape.name, ()):
-            text += f"; absorbs {factor:g} ({reason})"
-            ratios = gauge(replace(ratios, branch=ratios.branch * factor), factor, facts, of="branch")
-        return ratios, text
-
-
-def snap(law: Law, base: Law, shape: TensorShape, depth: float) -> Law:
-    """A measured target law with its std moved, within sampling error, to an exact power of the size ratios times the base's.
-
-    Only so that a model whose own initialisation already follows the rule keeps every bit of its draw.
-    """
-    if min(law.std, base.std) == 0 or law.kind not in ("normal", "uniform"):
-        return law
-    a, b = shape.fan_in.ratio, shape.fan_out.ratio
-    both = (shape.fan_in.target + shape.fan_out.target) / (shape.fan_in.base + shape.fan_out.base)
-    ratio = law.std / base.std
-    error = math.sqrt(0.5 / math.prod(shape.target_shape) + 0.5 / math.prod(shape.base_shape))
-    candidates = [w * depth**-d for w in (1.0, a**-0.5, b**-0.5, both**-0.5, 1 / a) for d in (0.0, 0.5, 1.0)]
-    best = min(candidates, key=lambda c: abs(math.log(c / ratio)))
-    return replace(law, std=base.std * best) if abs(best / ratio - 1) < 4 * error + 1e-6 else law

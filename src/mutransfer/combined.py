@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from mutransfer.errors import InputError
+
 
 class CombinedOptimizer(Optimizer):
     """Steps each part in turn; groups, state, state dict, schedulers and hooks are those of one ordinary optimizer.
@@ -17,10 +19,10 @@ class CombinedOptimizer(Optimizer):
     """
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
-        self.parts = list(parts)
-        groups = [group for part in self.parts for group in part.param_groups]
+        groups = [group for part in parts for group in part.param_groups]
         super().__init__([dict(group) for group in groups], {})
         self.param_groups = groups
+        self.parts = list(parts)
         self._share()
 
     def _share(self) -> None:
@@ -40,13 +42,19 @@ class CombinedOptimizer(Optimizer):
             part.step()
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, then the parts are pointed at the loaded groups and state."""
-        super().load_state_dict(state_dict)
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles take the parts along."""
+        return {**super().__getstate__(), "parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As torch's (copying, loading a state dict), then the parts are pointed at the new groups and state."""
+        super().__setstate__(state)
         self._share()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Only at construction: a later group would belong to no part."""
-        if hasattr(self, "state") and self.state:
-            raise RuntimeError("a combined optimizer cannot take another param group; build it from a new plan")
+        """Only at construction: a later group would belong to no part. Raises InputError."""
+        if hasattr(self, "parts"):
+            raise InputError(
+                "a combined optimizer takes no further param group: build it from the plan of the whole model"
+            )
         super().add_param_group(param_group)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from mutransfer.errors import InputError
@@ -40,10 +39,16 @@ class Multiplier:
 
 def _scaled(value: Any, factor: float) -> Any:
     if isinstance(value, Tensor):
-        return value * torch.tensor(factor, dtype=value.dtype, device=value.device)
+        return value * factor
     if isinstance(value, tuple | list):
         return type(value)([_scaled(value[0], factor), *value[1:]])
     raise InputError(f"a multiplier hook met {type(value).__name__}, not a tensor; use placement='absorbed'")
+
+
+def unwrapped(path: str, model: nn.Module) -> str:
+    """A module's path in the user's own model: without what compile, FSDP or (Distributed)DataParallel put before it."""
+    wrapped = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    return clean(path).removeprefix("module.") if wrapped else clean(path)
 
 
 def attached(model: nn.Module) -> dict[Hook, str]:
@@ -51,14 +56,16 @@ def attached(model: nn.Module) -> dict[Hook, str]:
     found: dict[Hook, str] = {}
     for path, module in model.named_modules():
         for registered in (module._forward_pre_hooks, module._forward_hooks):
-            found.update({hook.hook: clean(path) for hook in registered.values() if isinstance(hook, Multiplier)})
+            found.update(
+                {hook.hook: unwrapped(path, model) for hook in registered.values() if isinstance(hook, Multiplier)}
+            )
     return found
 
 
 def attach(model: nn.Module, hooks: tuple[Hook, ...]) -> None:
     """Register the hooks that are not there yet. Raises InputError when a module is missing."""
     present = attached(model)
-    modules = {clean(path): module for path, module in model.named_modules()}
+    modules = {unwrapped(path, model): module for path, module in model.named_modules()}
     for hook in hooks:
         if hook.module not in modules:
             raise InputError(f"the plan's multiplier sits on module {hook.module!r}, which this model does not have")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mutransfer import draw
 from mutransfer.laws import Law, measure
+from mutransfer.shapes import parameters_of
 
 if TYPE_CHECKING:
     from mutransfer.plan import Plan, Row
@@ -33,6 +34,7 @@ def initialize(plan: Plan, model: nn.Module, seed: int, redraw: bool) -> None:
                 _draw(parameter, _wanted(plan, row), seed, row.name)
             else:
                 _rescale(plan, row, parameter, seed)
+        _clear_padding(model, {id(parameter) for row, parameter in rows if row.name in names})
 
 
 def _error(message: str) -> Exception:
@@ -53,16 +55,30 @@ def _wanted(plan: Plan, row: Row) -> Law:
 
 
 def _materialise(model: nn.Module) -> None:
-    """Storage for a meta model on torch's default device; buffers have no law, so only known ones can be filled."""
+    """Storage on torch's default device for what is on meta; of its buffers only a batch norm's statistics are known."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    empty = [m for m in norms if any(buffer.is_meta for buffer in m.buffers())]
     for path, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta and not isinstance(module, nn.modules.batchnorm._NormBase):
+            if buffer.is_meta and module not in empty:
                 raise _error(f"buffer '{path + '.' if path else ''}{name}' is on the meta device and only your code knows its "
                              f"values: build the model on a real device, or fill its buffers first")  # fmt: skip
-    model.to_empty(device=torch.get_default_device())
+    ties = [p for p in parameters_of(model).values() if p.aliases]
+    device = torch.get_default_device()
+    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)  # to_empty, sparing what is real
+    for parameter in ties:  # torch gives each name a tensor of its own
+        for _, module, attribute in parameter.aliases:
+            module._parameters[attribute] = parameter.module._parameters[parameter.attribute]
+    for module in empty:
+        module.reset_running_stats()
+
+
+def _clear_padding(model: nn.Module, drawn: set[int]) -> None:
+    """torch keeps the padding row of an embedding at zero, and its gradient too: a new draw must not fill it for ever."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            module.reset_running_stats()
+        lookup = isinstance(module, nn.Embedding | nn.EmbeddingBag) and id(module.weight) in drawn
+        if lookup and module.padding_idx is not None:
+            module.weight[module.padding_idx].zero_()
 
 
 def _draw(parameter: Any, law: Law, seed: int, name: str) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -233,11 +235,21 @@ _SKIPPED_ON_META: dict[str, Callable[..., Law]] = {
 """Initialisers of torch.nn.init that draw by rejection or factorisation, and do nothing at all on the meta device."""
 
 
+def _holders(functions: dict[str, Callable[..., Tensor]]) -> list[tuple[dict[str, Any], str, str]]:
+    """(namespace, key, name) wherever a module holds one of these functions: `from torch.nn.init import …` included."""
+    names = {id(function): name for name, function in functions.items()}
+    spaces = [vars(module) for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+    return [
+        (space, key, names[id(value)]) for space in spaces for key, value in list(space.items()) if id(value) in names
+    ]
+
+
 @contextmanager
 def recording() -> Iterator[Recording]:
     """Watch every initialisation in this block; works on the meta device, changes nothing, costs no memory."""
     recorder = _Recorder()
     originals = {name: getattr(torch.nn.init, name) for name in _SKIPPED_ON_META if hasattr(torch.nn.init, name)}
+    places = _holders(originals)
 
     def watched(original: Callable[..., Tensor], law: Callable[..., Law]) -> Callable[..., Tensor]:
         @functools.wraps(original)
@@ -249,10 +261,10 @@ def recording() -> Iterator[Recording]:
         return draw
 
     try:
-        for name, original in originals.items():
-            setattr(torch.nn.init, name, watched(original, _SKIPPED_ON_META[name]))
+        for space, key, name in places:
+            space[key] = watched(originals[name], _SKIPPED_ON_META[name])
         with recorder:
             yield Recording(recorder)
     finally:
-        for name, original in originals.items():
-            setattr(torch.nn.init, name, original)
+        for space, key, name in places:
+            space[key] = originals[name]

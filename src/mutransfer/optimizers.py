@@ -13,6 +13,7 @@ Names of Muon's scalings clash between libraries, so here the formula is the nam
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -157,6 +158,12 @@ def facts_for(optimizer: Any) -> OptimizerFacts:
         name = optimizer.__name__
     elif hasattr(optimizer, "param_groups"):
         name, settings = type(optimizer).__name__, optimizer.param_groups[0]
+    elif isinstance(optimizer, functools.partial):
+        keywords = ", ".join(f"{key}={value!r}" for key, value in optimizer.keywords.items())
+        cls = getattr(optimizer.func, "__name__", "the class")
+        raise InputError(
+            f"optimizer is a functools.partial: give {cls}, and its settings to plan.optimizer(model, lr=…, {keywords})"
+        )
     else:
         raise InputError(f"optimizer={optimizer!r}: give a name such as 'adamw', an optimizer class, or OptimizerFacts")
     key = name.lower().replace(" ", "")

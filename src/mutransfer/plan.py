@@ -119,8 +119,8 @@ class Plan:
             fields["hooks"] = tuple(Hook(**hook) for hook in fields["hooks"])
             fields["notes"] = tuple(fields["notes"])
             return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise PlanError(f"not a plan: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"not a plan: {type(error).__name__}: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically. Raises InputError when the folder cannot be written."""
@@ -216,7 +216,7 @@ class Plan:
         result = []
         prefix = "module." if all(name.startswith("module.") for name in tensors) else ""  # DDP
         for name, parameter in tensors.items():
-            row = index.get(name.removeprefix(prefix))
+            row = index.get(name) or index.get(name.removeprefix(prefix))
             if row is None:
                 raise PlanError(f"{name!r} {parameter.shape} is not in the plan: it was made for another model")
             if parameter.shape != row.target_shape:

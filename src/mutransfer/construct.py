@@ -1,0 +1,135 @@
+"""The user's two models and the laws of their initial values, without memory where the code allows it."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+from mutransfer.blocks import collapse
+from mutransfer.errors import InputError
+from mutransfer.laws import UNKNOWN, Law, measure, recording
+from mutransfer.shapes import compare, parameters_of
+
+Factory = Callable[..., nn.Module]
+_DEPTH_KEY = re.compile(r"depth|layer|block|stage", re.IGNORECASE)
+_SMALL = 4_000_000  # a base of at most this many numbers is drawn once for real, to confirm the laws that were recorded
+
+
+@contextmanager
+def same_randomness() -> Iterator[None]:
+    """Put the user's random states back (torch on the CPU, numpy, Python), whatever the code in this block draws."""
+    own, theirs = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(own)
+        numpy.random.set_state(theirs)
+
+
+def construct(factory: Factory, sizes: Mapping[str, Any], device: str = "meta") -> tuple[nn.Module, dict[str, Law]]:
+    """The model at these sizes and the law of every tensor. A factory that cannot run on meta is run on the CPU.
+
+    Raises InputError when the factory fails or returns something else.
+    """
+    try:
+        with same_randomness(), torch.device(device), recording() as seen:
+            built = factory(**sizes)
+    except InputError:
+        raise
+    except Exception as error:
+        if device == "meta" and not isinstance(error, TypeError):
+            return construct(factory, sizes, "cpu")
+        raise InputError(f"the factory failed at {dict(sizes)}: {type(error).__name__}: {error}") from error
+    if not isinstance(built, nn.Module):
+        raise InputError(f"the factory returned {type(built).__name__} at {dict(sizes)}, not an nn.Module")
+    laws = {name: seen.law(tensor) for name, tensor in tensors(built)}
+    values = {name: measure(tensor) for name, tensor in tensors(built) if laws[name] == UNKNOWN and not tensor.is_meta}
+    return built, laws | values
+
+
+def tensors(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Every distinct parameter under its first name."""
+    found = [(name, p.module._parameters[p.attribute]) for name, p in parameters_of(model).items()]
+    return [(name, tensor) for name, tensor in found if tensor is not None]
+
+
+def measured(model: nn.Module) -> dict[str, Law]:
+    """The law of every tensor of a materialised model, from its values."""
+    return {name: measure(tensor) for name, tensor in tensors(model)}
+
+
+def _agree(recorded: Law, found: Law, count: int) -> bool:
+    if recorded.kind == "unknown":
+        return False
+    if recorded.std == 0 or found.std == 0:
+        return recorded.std == found.std and math.isclose(recorded.mean, found.mean, rel_tol=1e-5, abs_tol=1e-12)
+    shift = abs(found.mean - recorded.mean) / recorded.std
+    return abs(found.std / recorded.std - 1) < 6 / math.sqrt(2 * count) + 1e-3 and shift < 6 / math.sqrt(count) + 1e-3
+
+
+def confirmed(
+    factory: Factory,
+    sizes: Mapping[str, Any],
+    small_laws: dict[str, Law],
+    big_laws: dict[str, Law],
+    small: nn.Module,
+    big: nn.Module,
+) -> tuple[dict[str, Law], dict[str, Law]]:
+    """Draw a small base for real: where the code did something that recording missed, the values have the word."""
+    if sum(p.numel() for p in small.parameters()) > _SMALL:
+        return small_laws, big_laws
+    with same_randomness():
+        torch.manual_seed(0)
+        found = measured(construct(factory, sizes, "cpu")[0])
+    missed = {n for n, p in tensors(small) if not _agree(small_laws[n], found[n], math.prod(p.shape))}
+    looks = {collapse(name) for name in missed}
+    small_laws = {n: found[n] if n in missed else law for n, law in small_laws.items()}
+    return small_laws, {n: UNKNOWN if collapse(n) in looks else law for n, law in big_laws.items()}
+
+
+def check_third_size(
+    factory: Factory,
+    base: Mapping[str, Any],
+    target: Mapping[str, Any],
+    small: nn.Module,
+    big: nn.Module,
+    axes: Mapping[str, str] | None,
+    roles: Mapping[str, str] | None,
+) -> None:
+    """One more size, beyond the target, at the base's depth: an axis that grows on one step only is ambiguous.
+
+    A size that the factory refuses is not held against it. Raises InputError naming the tensor and the three sizes.
+    """
+    third = dict(base)
+    for key, value in target.items():
+        known = base.get(key)
+        numbers = all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in (known, value))
+        if numbers and value != known and not _DEPTH_KEY.search(key):
+            third[key] = value * value // known if value * value % known == 0 else 2 * value
+    if third == dict(base):
+        return
+    try:
+        with same_randomness(), torch.device("meta"), recording():
+            more = compare(small, factory(**third), axes=axes, roles=roles, strict=False)
+        now = {s.base_name: s for s in compare(small, big, axes=axes, roles=roles, strict=False)}
+    except Exception:  # the factory need not support a size that nobody asked for
+        return
+    for shape in more:
+        known = now.get(shape.base_name)
+        if known is None:
+            continue
+        for axis, (b, t, x) in enumerate(zip(shape.base_shape, known.target_shape, shape.target_shape, strict=True)):
+            if (b == t) != (b == x):
+                raise InputError(
+                    f"{shape.base_name!r}: axis {axis} is {b} at {dict(base)}, {t} at {dict(target)} and {x} at {third}: "
+                    f"it grows on one step only (rounded or clamped in your code?); choose sizes where it grows or stays"
+                )

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from mutransfer.build import plan
 from mutransfer.errors import InputError
 from mutransfer.train import LogPoint, RunConfig, RunResult, Task, load_checkpoint, load_run
 from mutransfer.train import train as train_from_config
@@ -176,6 +177,17 @@ def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:
         train(gpt_run(checkpoint_every=4, log_every=1), folder=tmp_path, data=other)
 
 
+def test_a_run_does_not_continue_under_another_plan(tmp_path: Path) -> None:
+    config = gpt_run(checkpoint_every=4, log_every=1)
+    sizes = {"base": {"width": 16}, "target": {"width": 32}}
+    own, other = (plan(config.make_model, **sizes, recipe=recipe) for recipe in ("mup", "sp"))
+    with pytest.raises(Killed):
+        train(config, folder=tmp_path, plan=own, on_log=kill_at(5))
+    with pytest.raises(InputError, match="the plan given differs from the plan in"):
+        train(config, folder=tmp_path, plan=other)
+    assert train(config, folder=tmp_path, plan=own).losses == train(config).losses
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "one bit", "other file"])
 def test_a_damaged_checkpoint_is_one_clear_line(damage: str, tmp_path: Path) -> None:
     config = gpt_run(steps=2, warmup=0)
@@ -247,9 +259,9 @@ def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:
 def test_the_trained_model_comes_back_with_its_plan(name: str, tmp_path: Path) -> None:
     config = replace(RUNS[name], accumulation=1)
     result = train(config, folder=tmp_path)
-    again, model, plan = load_run(tmp_path)
+    again, model, own = load_run(tmp_path)
     assert again == config and not model.training
-    assert plan.to_dict() == load_checkpoint(tmp_path / "checkpoint.pt")["plan"]
+    assert own.to_dict() == load_checkpoint(tmp_path / "checkpoint.pt")["plan"]
     batches = list(text().val_batches(config.batch, 16, config.val_batches))
     with torch.no_grad():
         losses = [torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten()) for x, y in batches]

@@ -107,7 +107,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 class Run:
-    """A run in progress: its model, optimizer and record, advanced one `update` at a time."""
+    """A run in progress: its model, optimizer and record, advanced one `update` at a time.
+
+    Seeds torch's global generators: `train` puts the caller's back, a user of this class does so himself.
+    """
 
     def __init__(self, config: RunConfig, plan: Plan, task: Task, device: torch.device, path: Path | None) -> None:
         self.config, self.plan, self.task, self.device, self.path = config, plan, task, device, path
@@ -170,9 +173,10 @@ class Run:
             save_due = config.checkpoint_every > 0 and step % config.checkpoint_every == 0 and step < config.steps
             norm = self.update(self.step, log_due or val_due)
             self.step = step
+            # on a CPU a loss is there already: stop at once when it is lost
+            if (log_due or val_due or save_due or self.device.type == "cpu") and not self._fetch():
+                break
             if log_due or val_due or save_due:
-                if not self._fetch():
-                    break
                 val_loss = self._validate() if val_due else None
                 self.seconds = earlier + time.perf_counter() - start
                 if log_due or val_due:

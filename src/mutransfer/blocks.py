@@ -60,15 +60,6 @@ def match(
     child_of: dict[tuple[str, str], str] = {}  # (target stack, child) -> base child
     changed: dict[tuple[str, str], Stack] = {}
 
-    def ranks(stack: str, children: dict[str, list[str]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple]:
-        """child → what it looks like: relative names and numbers of axes, nested numbers folded."""
-        return {
-            child: tuple(
-                sorted({(re.sub(r"\.\d+\.", ".#.", f".{r}."), len(shapes[_join(stack, child, r)])) for r in relative})
-            )
-            for child, relative in children.items()
-        }
-
     def resolve(name: str) -> str:
         parts, done = name.split("."), []
         for i, part in enumerate(parts):
@@ -87,15 +78,15 @@ def match(
         if list(ours) == list(theirs):
             child_of.update({(target_stack, child): child for child in ours})
             return
-        our_looks, their_looks = ranks(target_stack, ours, target), ranks(base_stack, theirs, base)
-        for child, look in our_looks.items():
-            alike = [c for c in ours if our_looks[c] == look]
-            candidates = [c for c in theirs if their_looks[c] == look]
+        our_looks, their_looks = _looks(target_stack, ours, target), _looks(base_stack, theirs, base)
+        for look in dict.fromkeys(our_looks.values()):
+            alike = [child for child in ours if our_looks[child] == look]
+            candidates = [child for child in theirs if their_looks[child] == look]
             if candidates:
-                child_of[target_stack, child] = candidates[_pick(alike.index(child), len(alike), len(candidates))]
+                pairs = _pair(target_stack, base_stack, alike, candidates, ours, theirs, target, base)
+                child_of.update({(target_stack, child): found for child, found in pairs.items()})
         if len(ours) != len(theirs):
-            generic = re.sub(r"\.\d+(?=\.|$)", ".#", target_stack)
-            changed[(generic, base_stack)] = Stack(target_stack, len(theirs), len(ours))
+            changed[(_fold(target_stack), base_stack)] = Stack(target_stack, len(theirs), len(ours))
 
     mapping: dict[str, str] = {}
     for name in target:
@@ -113,7 +104,82 @@ def match(
     orphans = [name for name in base if name not in used and collapse(name) not in {collapse(n) for n in target}]
     if orphans:
         raise InputError(f"{orphans[0]!r} of the base model has no counterpart in the target")
-    return mapping, list(changed.values())
+    stacks = list(changed.values())
+    return mapping, stacks + _siblings(stacks, base_stacks, target_stacks, target)
+
+
+def _looks(stack: str, children: dict[str, list[str]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple]:
+    """child → what it looks like: relative names and numbers of axes, nested numbers folded."""
+    return {
+        child: tuple(sorted({(_fold(r), len(shapes[_join(stack, child, r)])) for r in relative}))
+        for child, relative in children.items()
+    }
+
+
+def _pair(
+    stack: str,
+    base_stack: str,
+    alike: list[str],
+    candidates: list[str],
+    ours: dict[str, list[str]],
+    theirs: dict[str, list[str]],
+    target: Mapping[str, tuple[int, ...]],
+    base: Mapping[str, tuple[int, ...]],
+) -> dict[str, str]:
+    """Children that look alike, by kind where shapes tell kinds apart (first layer, hidden ones, head), else by position.
+
+    Raises InputError where position would give a layer a counterpart of another kind: 128 for 64 here, and for 10 there.
+    """
+
+    def kinds(path: str, among: list[str], of: dict[str, list[str]], shapes: Mapping[str, tuple[int, ...]]) -> list:
+        groups: dict[tuple, list[str]] = {}
+        for child in among:
+            sizes = tuple(sorted({(_fold(r), shapes[_join(path, child, r)]) for r in of[child]}))
+            groups.setdefault(sizes, []).append(child)
+        return list(groups.values())
+
+    big, small = kinds(stack, alike, ours, target), kinds(base_stack, candidates, theirs, base)
+    exact = len(big) == len(small)
+    pairs: dict[str, str] = {}
+    for group, partners in zip(big, small, strict=True) if exact else [(alike, candidates)]:
+        for i, child in enumerate(group):
+            pairs[child] = partners[_pick(i, len(group), len(partners))]
+    for child, found in {} if exact else pairs.items():
+        for relative in ours[child]:
+            shape, partner = target[_join(stack, child, relative)], base.get(_join(base_stack, found, relative))
+            sizes: dict[int, int] = {}
+            if partner and any(sizes.setdefault(t, b) != b for t, b in zip(shape, partner, strict=True)):
+                raise InputError(
+                    f"{_join(stack, child, relative)!r} {shape} has no counterpart of its kind in the base, whose "
+                    f"{_join(base_stack, found, relative)!r} is {partner}: take a deeper base, with every kind of layer"
+                )
+    return pairs
+
+
+def _siblings(
+    changed: list[Stack],
+    base_stacks: dict[str, dict[str, list[str]]],
+    target_stacks: dict[str, dict[str, list[str]]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> list[Stack]:
+    """Stacks of the same blocks that kept their length (one stage of a ResNet): they share the residual stream."""
+
+    def blocks(path: str) -> set[tuple]:
+        looks = _looks(path, target_stacks[path], shapes).values()
+        return {look for look in looks if sum(axes > 1 for _, axes in look) > 1}
+
+    seen = {path for path in target_stacks if any(_fold(path) == _fold(s.path) for s in changed)}
+    wanted = {look for stack in changed for look in blocks(stack.path)}
+    return [
+        Stack(path, len(base_stacks[path]), len(children))
+        for path, children in target_stacks.items()
+        if path not in seen and path in base_stacks and len(children) > 1 and blocks(path) & wanted
+    ]
+
+
+def _fold(path: str) -> str:
+    """The path with every number replaced by `#`."""
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1#", path)
 
 
 def _join(*parts: str) -> str:
@@ -127,9 +193,9 @@ def collapse(name: str) -> str:
 
 def block_of(name: str, stacks: Iterable[Stack]) -> str | None:
     """The path of the repeated block that holds this tensor (`blocks.3`), or None outside every changed stack."""
-    patterns = {re.sub(r"\.\d+(?=\.|$)", ".#", stack.path) for stack in stacks}
+    patterns = {_fold(stack.path) for stack in stacks}
     parts = name.split(".")
     for i, part in enumerate(parts):
-        if _DIGITS.match(part) and re.sub(r"\.\d+(?=\.|$)", ".#", ".".join(parts[:i])) in patterns:
+        if _DIGITS.match(part) and _fold(".".join(parts[:i])) in patterns:
             return ".".join(parts[: i + 1])
     return None

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from mutransfer.axes import is_norm
 from mutransfer.blocks import Stack, block_of, collapse
 from mutransfer.errors import InputError
+from mutransfer.reading import addends, result_of
 from mutransfer.shapes import TensorShape, clean
 
 _ENDS = re.compile(
-    r"(^|\.)(c_proj|out_proj|o_proj|wo|w_o|proj_out|down_proj|w_down|down|fc2|fc_out|linear2|lin2|out_lin|w2|dense_4h_to_h|"
-    r"output\.dense|(self_)?attention\.dense|to_out(\.\d+)?|proj|out|o|output_proj|attn_out|ff_out|mlp_out)$"
+    r"(^|\.)(c_proj|out_proj|o_proj|wo|w_o|proj_out|down_proj|w_down|down|fc2|fc_out|linear2|lin2|out_lin|w2|dense_4h_to_h|pwconv2|"
+    r"output\.dense|(self_)?att(entio)?n\.dense|to_out(\.\d+)?|proj|out|o|output_proj|attn_out|ff_out|mlp_out)$"
 )
 _SHORTCUT = re.compile(r"(^|\.)(downsample|shortcut|skip|residual_proj|identity)(\.|$)")
-_PARALLEL = re.compile(r"(^|\.)(experts?|heads?)$")
+_PARALLEL = re.compile(r"(^|[._])(experts?|heads?|towers?|adapters?|codebooks?)$")
+_SERIAL = re.compile(r"(^|[._])(blocks?|layers?|stages?|resnets?|h|body|units?|cells?|modules?|transformers?)$")
+_GATES = re.compile(r"(^|\.)(se|se_\w+|squeeze\w*|eca|cbam|gate|router)(\.|$)")
 
 
 def depth_stacks(stacks: Sequence[Stack]) -> list[Stack]:
@@ -40,65 +43,233 @@ def in_branch(name: str, stacks: Sequence[Stack]) -> bool:
 
 def last_modules(
     model: nn.Module, shapes: Sequence[TensorShape], stacks: Sequence[Stack], declared: Sequence[str]
-) -> set[str]:
-    """Paths of the modules that end each residual branch; their tensors take the branch multiplier.
+) -> dict[str, tuple[str, ...]]:
+    """The modules that end each residual branch, by path, with those of their tensors that take the branch multiplier.
 
-    `declared` are the user's patterns over module paths. Without them: known names (out_proj, c_proj, down_proj, fc2, …),
-    the batch norm after the last convolution of a block, or the last matrix of a block that is a single chain.
-    Raises InputError naming a block where none of these finds the end, with the line to write.
+    `declared` are the user's patterns over paths of modules or bare parameters. Without them: what the block's own forward
+    adds to its stream, where its source can be read; else known names (out_proj, c_proj, down_proj, fc2, …), the batch norm
+    after the last convolution of a block, or the last matrix of a block that is a single chain. No tensors: the multiplier
+    can only be a hook on the module's output. Raises InputError naming a block where none of these finds the end, with
+    the line to write.
     """
     modules = {clean(path): module for path, module in model.named_modules()}
+    blocks = sorted({s.block for s in shapes if s.block and s.role != "scalar"})
     if declared:
-        found = {path for path in modules if any(fnmatch.fnmatchcase(path, pattern) for pattern in declared)}
-        for pattern in declared:
-            if not fnmatch.filter(list(modules), pattern):
-                raise InputError(
-                    f"branch_out={pattern!r} matches no module; modules look like {', '.join(list(modules)[1:4])}"
-                )
-        blocks = {s.block for s in shapes if s.block and s.role != "scalar"}
-        missing = [b for b in sorted(blocks) if not any(path == b or path.startswith(f"{b}.") for path in found)]
-        if missing:
-            raise InputError(f"branch_out={list(declared)} names no module in block {missing[0]!r}")
-        return found
-    result: set[str] = set()
-    for block in sorted({s.block for s in shapes if s.block}):
-        result |= {f"{block}.{path}" if path else block for path in _ends_of(block, modules[block])}
+        return _declared(modules, shapes, blocks, declared)
+    for stack in stacks:
+        if re.search(r"(^|\.)\d+\.", stack.path) and not _SERIAL.search(stack.path):
+            raise InputError(
+                f"{stack.path!r} grows from {stack.base} to {stack.target}: cannot tell whether its members follow one "
+                f"another or stand side by side; call it 'blocks' or 'experts', or use recipe='mup' for no depth rule"
+            )
+    result: dict[str, tuple[str, ...]] = {}
+    for block in blocks:
+        if block not in modules:
+            raise InputError(f"{block!r} is a bare parameter in a growing list: name the tensors that end the residual "
+                             f"branches, e.g. branch_out=[{collapse(block)!r}], or use recipe='mup' for no depth rule")  # fmt: skip
+        ends = _ends_of(block, modules[block])
+        found = {
+            path: _tensors(modules[path]) for path in (f"{block}.{e}".rstrip(".") for e in ends) if path in modules
+        }
+        for path in (f"{block}.{end}" for end in ends if f"{block}.{end}" not in modules):  # a stack of experts
+            owner, _, attribute = path.rpartition(".")
+            found[owner] = _with_bias(modules[owner], attribute)
+        _check_sizes(block, found, shapes, modules)
+        result |= found
     return result
 
 
-def _ends_of(path: str, block: nn.Module) -> set[str]:
-    matrices = [
+def _declared(
+    modules: dict[str, nn.Module], shapes: Sequence[TensorShape], blocks: list[str], patterns: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    names = [shape.name for shape in shapes]
+    found: dict[str, tuple[str, ...]] = {}
+    for pattern in patterns:
+        paths = fnmatch.filter([m for m in modules if m], pattern)
+        tensors = [n for n in fnmatch.filter(names, pattern) if not any(n.startswith(f"{p}.") for p in paths)]
+        if not paths and not tensors:
+            raise InputError(
+                f"branch_out={pattern!r} matches no module; modules look like {', '.join(list(modules)[1:4])}"
+            )
+        for path in paths:
+            if not any(path.startswith(f"{other}.") for other in paths):
+                found[path] = _tensors(modules[path])
+        for name in tensors:
+            owner, _, attribute = name.rpartition(".")
+            found[owner] = (*found.get(owner, ()), *_with_bias(modules[owner], attribute))
+    for path, attributes in found.items():
+        matrices = [a for a in attributes if not is_norm(modules[path]) and _parameter(modules[path], a).ndim > 1]
+        if len([a for a in matrices if "parametrizations" not in a]) > 1:
+            raise InputError(f"branch_out: {path!r} holds {len(matrices)} matrices ({', '.join(matrices[:3])}, …); name the "
+                             f"last one of each residual branch, e.g. {collapse(f'{path}.{matrices[-1]}')!r}")  # fmt: skip
+    missing = [b for b in blocks if not any(p == b or p.startswith(f"{b}.") or b.startswith(f"{p}.") for p in found)]
+    missing = [b for b in missing if b in modules]
+    if missing:
+        raise InputError(f"branch_out={list(patterns)} names no module in block {missing[0]!r}")
+    return found
+
+
+def _parameter(module: nn.Module, attribute: str) -> nn.Parameter:
+    return dict(module.named_parameters())[attribute]
+
+
+def _tensors(module: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name, _ in module.named_parameters())
+
+
+def _with_bias(module: nn.Module, attribute: str) -> tuple[str, ...]:
+    return tuple(name for name in (attribute, f"{attribute}_bias") if name in module._parameters)
+
+
+def _matrices(block: nn.Module) -> list[str]:
+    """Paths of the modules that own a matrix, in registration order, without shortcuts, gates and embeddings."""
+    return [
         name
         for name, module in block.named_modules()
-        if any(p is not None and p.ndim > 1 for p in module._parameters.values())
+        if (
+            any(p is not None and p.ndim > 1 for p in module._parameters.values())
+            or hasattr(module, "parametrizations")
+        )
         and not isinstance(module, nn.Embedding)
+        and not is_norm(module)
+        and not type(module).__name__.startswith("Parametri")
         and not _SHORTCUT.search(name)
+        and not _GATES.search(name)
     ]
+
+
+def _ends_of(path: str, block: nn.Module) -> set[str]:
+    """Relative paths of the modules (or bare stacks of experts) that end the block's branches."""
+    matrices = _matrices(block)
     if matrices == [""] or not matrices:
-        raise InputError(_unknown(path))
-    convolutions = [m for m in matrices if isinstance(block.get_submodule(m), nn.modules.conv._ConvNd)]
-    if len(convolutions) == len(matrices):
-        last = convolutions[-1]
-        names = [name for name, module in block.named_modules() if module._parameters and not _SHORTCUT.search(name)]
-        after = names[names.index(last) + 1 :]
-        follows = next((name for name in after if is_norm(block.get_submodule(name))), None)
-        return {follows or last}
-    ends = {name for name in matrices if _ENDS.search(name)}
+        raise InputError(_unknown(path, block))
+    added, complete = addends(block)
+    if added and complete:
+        read = [_resolve(block, addend.name) for addend in added]
+        if all(read):
+            return set().union(*(ends for ends in read if ends))
+    if all(isinstance(block.get_submodule(m), nn.modules.conv._ConvNd) for m in matrices):
+        return {_last_convolution(block, matrices[-1])}
+    ends = {end for name in matrices if (end := _named(block, name))}
+    parents = {name.rpartition(".")[0] for name in matrices}
+    if not ends and len(parents) == 1 and isinstance(block.get_submodule(parents.pop()), nn.Sequential):
+        return {_closed(block, matrices[-1], matrices)}
     if not ends:
-        parents = {name.rpartition(".")[0] for name in matrices}
-        if len(parents) == 1 and isinstance(block.get_submodule(parents.pop()), nn.Sequential):
-            return {matrices[-1]}
-        raise InputError(_unknown(path))
+        raise InputError(_unknown(path, block))
     for name, child in block.named_children():
         inside = [m for m in matrices if m.startswith(f"{name}.")]
-        if inside and not any(end.startswith(f"{name}.") for end in ends) and not _SHORTCUT.search(name):
-            raise InputError(_unknown(f"{path}.{name}", type(child).__name__))
+        split = name == "intermediate" and any(
+            end.startswith("output.") for end in ends
+        )  # BERT: one MLP in two modules
+        if inside and not split and not any(end.startswith(f"{name}.") for end in ends):
+            raise InputError(_unknown(path, block, f"{name} ({type(child).__name__})"))
+    direct = [m for m in matrices if "." not in m and not list(block.get_submodule(m).children())]
+    if direct and not set(direct) & ends:
+        raise InputError(_unknown(path, block))
+    ends = {_closed(block, end, matrices) for end in ends}
+    for addend in (a for a in added if a.norm):
+        fed = {e for e in ends if addend.feeds and (e == addend.feeds or e.startswith(f"{addend.feeds}."))}
+        if not fed:
+            raise InputError(_unknown(path, block))
+        ends = ends - fed | {addend.name}
     return ends
 
 
-def _unknown(path: str, kind: str = "") -> str:
-    generic = collapse(path)
-    return (
-        f"cannot tell which module ends the residual branch in {path!r}{f' ({kind})' if kind else ''}; name it, "
-        f"e.g. branch_out=['{generic}.down'] (patterns over module paths), or use recipe='mup' for no depth rule"
+def _resolve(block: nn.Module, path: str) -> set[str] | None:
+    """The last module inside the child whose output is added: its own forward tells, else known names; None: unknown."""
+    module = block.get_submodule(path)
+    if is_norm(module):
+        return {path}
+    if isinstance(module, nn.MultiheadAttention):
+        return {f"{path}.out_proj"}
+    if isinstance(module, nn.Sequential):
+        last = next((n for n, m in reversed(list(module.named_children())) if any(True for _ in m.parameters())), None)
+        return _resolve(block, f"{path}.{last}") if last is not None else None
+    inside = [m for m in _matrices(block) if m == path or m.startswith(f"{path}.")]
+    if inside == [path]:
+        end = path if sum(p.ndim > 1 for p in module.parameters(recurse=False)) <= 1 else _named(block, path)
+        return {end} if end else None
+    last = result_of(module)
+    if last is not None and (found := _resolve(block, f"{path}.{last}")):
+        return found
+    ends = {_closed(block, end, inside) for name in inside if (end := _named(block, name))}
+    return ends or None
+
+
+def _named(block: nn.Module, name: str) -> str | None:
+    """This module where its name is one that ends branches, or its bare stack of matrices with such a name."""
+    module = block.get_submodule(name)
+    own = [key for key, p in module._parameters.items() if p is not None and p.ndim > 1]
+    if len(own) > 1:
+        return next((f"{name}.{key}" if name else key for key in own if _ENDS.search(key)), None)
+    if not _ENDS.search(name):
+        return None
+    leaf, parent = name.rpartition(".")[2], block.get_submodule(name.rpartition(".")[0])
+    if leaf == "w2" and hasattr(parent, "w3"):  # gated MLPs number their matrices in two ways: shapes tell
+        shapes = {
+            key: tuple(p.shape) for key in ("w1", "w2", "w3") for p in getattr(parent, key).parameters() if p.ndim > 1
+        }
+        down = [key for key in shapes if list(shapes.values()).count(shapes[key]) == 1]
+        return f"{name[:-2]}{down[0]}" if len(down) == 1 else None
+    return name
+
+
+def _closed(block: nn.Module, end: str, matrices: list[str]) -> str:
+    """The end itself, or what follows it in its own chain: a later matrix (GEGLU's first half is called proj), a norm."""
+    parts = end.split(".")
+    for i in range(len(parts)):
+        chain = block.get_submodule(".".join(parts[:i]))
+        kinds = {type(child) for child in chain.children()}
+        if not (isinstance(chain, nn.Sequential) or (isinstance(chain, nn.ModuleList) and len(kinds) > 1)):
+            continue
+        for index, child in reversed(list(chain.named_children())):
+            path = ".".join([*parts[:i], index])
+            if int(index) > int(parts[i]) and (path in matrices or is_norm(child)):
+                return path
+    return end
+
+
+def _last_convolution(block: nn.Module, last: str) -> str:
+    """The last convolution, or the norm right after it."""
+    names = [name for name, module in block.named_modules() if module._parameters and not _SHORTCUT.search(name)]
+    after = [name for name in names[names.index(last) + 1 :] if not _GATES.search(name)]
+    return next((name for name in after if is_norm(block.get_submodule(name))), last)
+
+
+def _check_sizes(
+    block: str, ends: dict[str, tuple[str, ...]], shapes: Sequence[TensorShape], modules: dict[str, nn.Module]
+) -> None:
+    """Every end of a block writes to the same stream: the same number of features."""
+    inside = {shape.name: shape for shape in shapes if shape.name.startswith(block)}
+    sizes: dict[float, str] = {}
+    for path, attributes in ends.items():
+        for attribute in attributes:
+            shape = inside.get(f"{path}.{attribute}")
+            if shape is not None and (len(shape.target_shape) > 1 or is_norm(modules[path])):
+                sizes.setdefault(shape.fan_out.target, path)
+    if len(sizes) > 1:
+        raise InputError(_unknown(block, modules[block], f"{' and '.join(sizes.values())} differ in output size"))
+
+
+def _unknown(path: str, block: nn.Module, detail: str = "") -> str:
+    """The refusal, with a line to write: the last matrix of each part of this very block."""
+    matrices = _matrices(block)
+    parts: dict[str, str] = {}
+    for name in matrices:
+        parts[name.split(".")[0] if "." in name else ""] = name
+    lines = list(
+        dict.fromkeys(collapse(".".join(p for p in (path, name) if p)) for name in _tidy(parts.values(), block))
     )
+    return (
+        f"cannot tell which module ends the residual branch in {path!r}{f' ({detail})' if detail else ''}; name the last "
+        f"of each, e.g. branch_out={lines} (patterns over paths), or use recipe='mup' for no depth rule"
+    )
+
+
+def _tidy(names: Iterable[str], block: nn.Module) -> list[str]:
+    """A module that owns several matrices is not one end: the last of them is."""
+    result = []
+    for name in names:
+        own = [key for key, p in block.get_submodule(name)._parameters.items() if p is not None and p.ndim > 1]
+        result.append(f"{name}.{own[-1]}".lstrip(".") if len(own) > 1 else name)
+    return result

@@ -155,9 +155,20 @@ class Solver:
             return
         assert self.recipe.depth_exponent is not None
         alpha = self.depth**-self.recipe.depth_exponent
-        for path in sorted(branches.last_modules(self.big, self.shapes, self.stacks, declared)):
-            attributes = [n for n, _ in self.big.get_submodule(path).named_parameters()]
-            self._carry(path, attributes, alpha, f"residual branch × {alpha:g}", "output")
+        ends = branches.last_modules(self.big, self.shapes, self.stacks, declared)
+        for path, attributes in sorted(ends.items()):
+            self._end(path, attributes, alpha, f"residual branch × {alpha:g}")
+
+    def _end(self, path: str, attributes: Sequence[str], alpha: float, reason: str) -> None:
+        """Put α on a module that ends a branch; by a hook on a norm without a gain, or one that may store gain − 1."""
+        owner = path.rpartition(".")[0]
+        law = self.laws.get(f"{path}.weight", UNKNOWN)
+        if is_norm(self.big.get_submodule(path)) and (not attributes or law.zeros):
+            self.hooks.append(Hook(path, "output", alpha, reason))
+        elif self.placement == "multiplier" and isinstance(self.big.get_submodule(owner), nn.MultiheadAttention):
+            self.hooks.append(Hook(owner, "output", alpha, reason))  # out_proj's own forward is never called
+        else:
+            self._carry(path, attributes, alpha, reason, "output")
 
     def _note_what_stays(self) -> None:
         for shape in self.shapes:

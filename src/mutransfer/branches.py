@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -53,7 +54,7 @@ def last_modules(
     the line to write.
     """
     modules = {clean(path): module for path, module in model.named_modules()}
-    blocks = sorted({s.block for s in shapes if s.block and s.role != "scalar"})
+    blocks = sorted({s.block for s in shapes if s.block and math.prod(s.target_shape) > 1})  # also where depth alone grows
     if declared:
         return _declared(modules, shapes, blocks, declared)
     for stack in stacks:

@@ -15,18 +15,32 @@ from torch import nn
 from mutransfer.errors import InputError
 from mutransfer.hooks import Hook
 from mutransfer.laws import Law
+from mutransfer.reading import forward_source
 
-_HEAD_SIZE = ("head_dim", "head_size", "d_head", "dim_head", "attention_head_size", "size_per_head", "d_k", "d_qk")
+_HEAD_SIZE = (
+    "head_dim",
+    "head_size",
+    "d_head",
+    "dim_head",
+    "attention_head_size",
+    "size_per_head",
+    "qk_head_dim",
+    "d_k",
+    "d_qk",
+)
 _HEADS = ("n_heads", "num_heads", "n_head", "num_attention_heads", "nhead", "n_heads_q", "heads", "num_q_heads")
 _WIDTH = ("embed_dim", "n_embd", "hidden_size", "d_model", "embed_size", "width", "dim", "model_dim", "all_head_size")
-_QUERY = re.compile(r"^(q|q_proj|query|wq|w_q|to_q|q_lin|query_proj|q_linear|linear_q|proj_q)$", re.IGNORECASE)
+_QUERY = re.compile(
+    r"^(q|q_proj|query|wq|w_q|to_q|q_lin|query_proj|q_linear|linear_q|proj_q|q_b_proj|qproj)$", re.IGNORECASE
+)
 _PACKED = re.compile(
-    r"^(qkv|c_attn|qkv_proj|wqkv|in_proj|to_qkv|query_key_value|proj_qkv|attn_qkv|kqv)$", re.IGNORECASE
+    r"^(qkv|c_attn|qkv_proj|wqkv|in_proj|to_qkv|query_key_value|proj_qkv|attn_qkv|kqv|w_pack|wi_qkv)$", re.IGNORECASE
 )
 _QUERY_NORM = re.compile(r"^(q_norm|query_norm|norm_q|q_layernorm|q_ln|ln_q)$", re.IGNORECASE)
 _OUTPUT = re.compile(
     r"^(out_proj|c_proj|o_proj|proj|wo|w_o|dense|to_out|out|o|proj_out|out_lin|output)$", re.IGNORECASE
 )
+_FACTOR = re.compile(r"scale|scaling|factor|mult|coef|temperature", re.IGNORECASE)
 _SCALE = ("scale", "scaling", "softmax_scale", "attn_scale", "scale_attn", "norm_factor")
 
 
@@ -63,11 +77,18 @@ def head_size(module: nn.Module) -> int | None:
 
 
 def looks_like_attention(module: nn.Module) -> bool:
-    """Whether the module owns a query or a packed projection."""
+    """Whether the module owns a query or a packed projection. Mamba's mixers have an `in_proj` too, and no heads to scale."""
     if isinstance(module, nn.MultiheadAttention):
         return True
     names = [name for name, _ in module.named_children()] + list(module._parameters)
-    return any(_QUERY.match(name) or _PACKED.match(name) for name in names)
+    named = "att" in type(module).__name__.lower()
+    return any(_QUERY.match(n) or (_PACKED.match(n) and (named or n != "in_proj")) for n in names)
+
+
+def _hidden_attention(module: nn.Module) -> bool:
+    """Whether the class is called an attention and owns projections, but none by a name that tells the query."""
+    owns = any(p is not None and p.ndim > 1 for child in module.children() for p in child._parameters.values())
+    return re.search(r"att(entio)?n|mha", type(module).__name__.lower()) is not None and owns
 
 
 def _own_scale(module: nn.Module) -> float | None:
@@ -97,15 +118,24 @@ def factors(
     bases = dict(base.named_modules())
     for path, module in target.named_modules():
         partner = bases.get(counterpart.get(path, path))
-        if partner is None or not looks_like_attention(module):
+        if partner is None:
+            continue
+        known = looks_like_attention(module)
+        if not known and not _hidden_attention(module):
+            notes += _size_factors(path, partner, module)
             continue
         before, after = declared or (head_size(partner), head_size(module))
+        if not known and before == after:
+            continue
         if before is None or after is None:
             notes.append(
                 f"{path}: its head size is not declared by an attribute; taken as fixed (say head_size=(base, target))"
             )
             continue
         if before == after:
+            continue
+        if _cosine(module):
+            notes.append(f"{path}: queries and keys are normalised to unit vectors; the head size needs no factor")
             continue
         ratio = before / after
         scales = _own_scale(partner), _own_scale(module)
@@ -121,10 +151,47 @@ def factors(
     return absorbed, hooks, notes
 
 
+def _size_factors(path: str, base: nn.Module, target: nn.Module) -> list[str]:
+    """Notes on numbers in the user's own forward that change with size: they act on top of the plan's, which cannot see how."""
+    text, found = forward_source(type(target)), []
+    for name, value in vars(target).items():
+        before = getattr(base, name, None)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or type(before) is not type(value)
+            or before == value
+        ):
+            continue
+        own = rf"self\.(config\.)?{re.escape(name)}\b"
+        power = re.search(rf"{own}\s*\*\*|sqrt\(\s*{own}|{own}\s*\)?\.(sqrt|pow)", text)
+        if (isinstance(value, float) and _FACTOR.search(name)) or power:
+            found.append(f"{path or 'the model'}: its own {name} goes {before:.4g} → {value:.4g}; the plan does not see where it "
+                         f"acts: keep it at the base's value, or check that it is meant")  # fmt: skip
+    return found
+
+
+def _cosine(module: nn.Module) -> bool:
+    """Whether the code turns queries into unit vectors, so that q·k does not grow with the head size."""
+    return re.search(r"\bnormalize\(\s*q", forward_source(type(module))) is not None
+
+
+def _normalises_query(module: nn.Module) -> bool:
+    """Whether the forward puts the query through a norm that is no module of its own (an optional one may be absent)."""
+    for call in re.findall(r"([\w.]*norm\w*)\(\s*(?:q|query\w*)\b", forward_source(type(module))):
+        owned = getattr(module, call[5:], None) if call.startswith("self.") else call
+        if owned is not None and not isinstance(owned, nn.Module):
+            return True
+    return False
+
+
 def _place(
     path: str, module: nn.Module, t: float, reason: str, laws: dict[str, Law]
 ) -> tuple[list[Absorbed], list[Hook]]:
     children = dict(module.named_children())
+    if not any(_QUERY_NORM.match(name) for name in children) and _normalises_query(module):
+        raise InputError(f"{path!r}: {reason}, but its forward normalises the query without a gain, which would undo any "
+                         f"factor in the projection; multiply the logits by 1/d in your code and say head_size=(1, 1)")  # fmt: skip
 
     def find(pattern: re.Pattern[str]) -> str | None:
         return next((name for name in children if pattern.match(name)), None)
@@ -139,6 +206,9 @@ def _place(
         return [], [Hook(at(norm), "output", t, reason)]
     if query := find(_QUERY):
         return [Absorbed(at(query), ("weight", "bias"), t, reason)], []
+    bare = next((name for name in module._parameters if _QUERY.match(name)), None)
+    if bare is not None and laws.get(at(bare)) is not None:
+        return [Absorbed(path, (bare,), t, reason)], []
     output = find(_OUTPUT)
     if isinstance(module, nn.MultiheadAttention):
         separate = ("q_proj_weight", "k_proj_weight", "v_proj_weight")  # the bias is packed even then
@@ -148,7 +218,7 @@ def _place(
     projection = find(_PACKED)
     if projection is None or output is None:
         raise InputError(f"{path!r}: {reason}, but its query and output projections have no known names; keep the head size "
-                         f"fixed, name them q_proj/out_proj, or scale by 1/d and say head_size=(1, 1)")  # fmt: skip
+                         f"fixed, name them q_proj/out_proj, or scale the logits by 1/d in your code and say head_size=(1, 1)")  # fmt: skip
     return [
         Absorbed(at(projection), ("weight", "bias"), t**0.5, reason),
         Absorbed(at(output), ("weight",), t**-0.5, reason),

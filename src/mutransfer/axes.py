@@ -23,8 +23,14 @@ _NORMS = (
     nn.LocalResponseNorm,
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_TABLE_NAME = re.compile(r"pos|emb|tok|cls|class|table|latent|quer|prompt|register|mask|^wpe$|^wte$", re.IGNORECASE)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# what a bare table of learned rows is called; a matrix (query_weight, class_head) must not match
+_TABLE_NAME = re.compile(
+    r"(^|_)(r?pos|position|positions|positional|pe|embed\w*|emb|embs|tokens?|tok|table|latents?|queries|prompts?|registers?|"
+    r"codebook|wpe|wte)(_|$)|(pos|posit|rel)\w*_?(emb|table|bias|enc)\w*$",
+    re.IGNORECASE,
+)
+_MATRIX_NAME = re.compile(r"(^|_)(w|weight|kernel|proj|projection|head|out|matrix|linear|fc)(_|$)|proj$", re.IGNORECASE)
 
 
 def parse(labels: str, name: str, ndim: int) -> tuple[Axis, ...]:
@@ -69,7 +75,7 @@ def of_parameter(module: nn.Module, attribute: str, shape: tuple[int, ...]) -> t
         and (getattr(module, "num_embeddings", None), getattr(module, "embedding_dim", None)) == tuple(shape)
     ):
         return ("lookup", "out")
-    if isinstance(module, _TRANSPOSED):
+    if isinstance(module, TRANSPOSED):
         return ("in", "out", *kernel)
     if isinstance(module, nn.modules.conv._ConvNd):
         return ("out", "in", *kernel)
@@ -91,12 +97,13 @@ def of_parameter(module: nn.Module, attribute: str, shape: tuple[int, ...]) -> t
 
 
 def of_bare(
-    name: str, base: tuple[int, ...], target: tuple[int, ...], factor_free: bool = True
+    name: str, base: tuple[int, ...], target: tuple[int, ...], widths: frozenset[tuple[int, int]] = frozenset()
 ) -> tuple[Axis, ...] | None:
     """The axis labels of a parameter whose module says nothing, where shapes and name leave one reading; else None.
 
-    One axis that is not 1: a vector (class token, layer scale). Both axes of a matrix growing by the same factor: hidden,
-    where the orientation cannot matter. Only the last axis growing under a name like a table's: a lookup table.
+    One axis that is not 1: a vector (class token, layer scale). Both axes of a matrix growing alike: hidden, where the
+    orientation cannot matter, if it is square or both are known `widths` (base, target) of the model. Only the last axis
+    growing under a name like a table's: a lookup table.
     """
     if base == target:
         return ("out",) * len(target)
@@ -106,10 +113,38 @@ def of_bare(
         labels[wide[0]] = "out"
         return tuple(labels)
     grows = [i for i in wide if base[i] != target[i]]
-    if len(wide) == 2 and len(grows) == 2 and base[wide[0]] * target[wide[1]] == base[wide[1]] * target[wide[0]]:
-        labels[wide[0]], labels[wide[1]] = "out", "in"
-        return tuple(labels)
-    if grows == [len(target) - 1] and _TABLE_NAME.search(name):
+    table = is_table(name)
+    if len(wide) == 2 and len(grows) == 2 and not table:
+        pairs = [(base[i], target[i]) for i in wide]
+        same = base[wide[0]] * target[wide[1]] == base[wide[1]] * target[wide[0]]
+        if same and (pairs[0] == pairs[1] or set(pairs) <= widths):
+            labels[wide[0]], labels[wide[1]] = "out", "in"
+            return tuple(labels)
+    if grows == [len(target) - 1] and table:
         labels[-1] = "out"
         return tuple(labels)
     return None
+
+
+def is_table(name: str) -> bool:
+    """Whether a bare parameter is named like a table of learned rows (positions, tokens, latents)."""
+    attribute = name.rpartition(".")[2]
+    if attribute.isdigit() or attribute == "weight":
+        attribute = name.split(".")[-2] if "." in name else attribute
+    return bool(_TABLE_NAME.search(attribute)) and not _MATRIX_NAME.search(attribute)
+
+
+def suggestions(name: str, base: tuple[int, ...], target: tuple[int, ...]) -> str:
+    """The line(s) to write for an ambiguous tensor: every likely reading with what it means."""
+    if len(target) == 2 and is_table(name):
+        readings = {"lookup out": "a table of rows"}
+    elif len(target) == 2:
+        readings = {"out in": "if applied as F.linear(x, w)", "in out": "as x @ w"}
+        if base[1] == target[1] or base[0] == target[0]:
+            readings["out out"] = "as numbers per feature, one by one"
+    elif len(target) == 1:
+        readings = {"stack": "if it holds one number per layer", "out": "one per feature"}
+    else:
+        front = " ".join(["stack"] * (len(target) - 2))
+        readings = {f"{front} in out": "if each copy is applied as x @ w", f"{front} out in": "as F.linear(x, w)"}
+    return ", ".join(f"axes={{{name!r}: {labels!r}}} {meaning}" for labels, meaning in readings.items())

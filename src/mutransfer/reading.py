@@ -27,17 +27,19 @@ def forward_source(kind: type) -> str:
         return ""
 
 
+_FIRST = r"\(\s*(?:[^(),]|\([^()]*\))+,\s*"  # an opening bracket and one argument, calls in it included
+
+
 def application(module: nn.Module, attribute: str) -> tuple[Axis, ...] | None:
     """The axes of a bare matrix as its module's forward applies it: F.linear, F.embedding, `x @ w` or `x @ w.T`; else None."""
     text, own = forward_source(type(module)), rf"self\.{re.escape(attribute)}\b"
     turned = r"\s*\.\s*(T\b|mT\b|t\(\)|transpose\()"
-    first = r"\(\s*(?:[^(),]|\([^()]*\))+,\s*"  # an opening bracket and one argument, calls in it included
     found: set[tuple[Axis, ...]] = set()
-    for call in re.finditer(rf"\blinear{first}(?:weight\s*=\s*)?{own}({turned})?", text):
+    for call in re.finditer(rf"\blinear{_FIRST}(?:weight\s*=\s*)?{own}({turned})?", text):
         found.add(("in", "out") if call[1] else ("out", "in"))
-    for call in re.finditer(rf"(?:@\s*|\b(?:matmul|mm){first}){own}({turned})?", text):
+    for call in re.finditer(rf"(?:@\s*|\b(?:matmul|mm){_FIRST}){own}({turned})?", text):
         found.add(("out", "in") if call[1] else ("in", "out"))
-    if re.search(rf"\bembedding{first}{own}", text):
+    if re.search(rf"\bembedding{_FIRST}{own}", text):
         found.add(("lookup", "out"))
     return found.pop() if len(found) == 1 else None
 
@@ -46,7 +48,7 @@ def applied_as_matrix(model: nn.Module, table: nn.Module) -> bool:
     """Whether some forward uses an embedding's own weight as a matrix: `x @ self.wte.weight.T`, a tied head without a module."""
     for owner in model.modules():
         text = forward_source(type(owner)) if not type(owner).__module__.startswith("torch.nn") else ""
-        for path in re.findall(r"self\.([\w.]+)\.weight\b", text):
+        for path in re.findall(rf"(?:@\s*|\b(?:linear|matmul|mm){_FIRST})self\.([\w.]+)\.weight\b", text):
             try:
                 if owner.get_submodule(path) is table:
                     return True

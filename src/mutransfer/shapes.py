@@ -10,13 +10,15 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from mutransfer import axes as axis_rules
 from mutransfer.blocks import Stack, block_of, collapse, match
 from mutransfer.errors import InputError
+from mutransfer.reading import application, applied_as_matrix
 from mutransfer.rules import ROLES, Fan
 
 
@@ -51,25 +53,32 @@ class Parameter:
     attribute: str
     shape: tuple[int, ...]
     aliases: tuple[tuple[str, nn.Module, str], ...] = ()
+    normalised: tuple[nn.Module, str] | None = None  # under a parametrization: the module and attribute that it serves
 
 
 def parameters_of(model: nn.Module) -> dict[str, Parameter]:
     """Every distinct parameter by its first name, tied names gathered. Wrappers' prefixes (compile, DDP) are dropped."""
     first: dict[int, str] = {}
     found: dict[str, Parameter] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for path, module in modules.items():
         for attribute, tensor in module._parameters.items():
             if tensor is None:
                 continue
             name = clean(f"{path}.{attribute}" if path else attribute)
+            if isinstance(tensor, UninitializedParameter):
+                raise InputError(
+                    f"{name!r} has no shape yet ({type(module).__name__}): run one forward pass, or say its sizes"
+                )
             if id(tensor) in first:
                 known = found[first[id(tensor)]]
                 if name != known.name:
-                    aliases = (*known.aliases, (name, module, attribute))
-                    found[known.name] = Parameter(known.name, known.module, known.attribute, known.shape, aliases)
+                    found[known.name] = replace(known, aliases=(*known.aliases, (name, module, attribute)))
                 continue
             first[id(tensor)] = name
-            found[name] = Parameter(name, module, attribute, tuple(tensor.shape))
+            owner, found_at, served = path.rpartition("parametrizations.")
+            normalised = (modules[owner.rstrip(".")], served) if found_at and attribute != "original0" else None
+            found[name] = Parameter(name, module, attribute, tuple(tensor.shape), (), normalised)
     return found
 
 
@@ -125,6 +134,8 @@ def compare_with_stacks(
     if not ours:
         raise InputError("the model has no parameters")
     mapping, stacks = match({n: p.shape for n, p in theirs.items()}, {n: p.shape for n, p in ours.items()})
+    stacks = _with_matrices(stacks, ours) + _shared(ours, theirs)
+    growth = _Growth(stacks, ours, {name: theirs[found] for name, found in mapping.items()})
     every = [*ours, *(alias for p in ours.values() for alias, _, _ in p.aliases)]
     check_patterns("axes", axes, every)
     check_patterns("roles", roles, every)
@@ -134,11 +145,63 @@ def compare_with_stacks(
     shapes = []
     for name, parameter in ours.items():
         partner = theirs[mapping[name]]
-        if {collapse(alias) for alias, _, _ in parameter.aliases} != {collapse(a) for a, _, _ in partner.aliases}:
+        if _ties(parameter) != _ties(partner):
             raise InputError(f"{name!r} is tied to {[a for a, _, _ in parameter.aliases] or 'nothing'} in the target but to "
                              f"{[a for a, _, _ in partner.aliases] or 'nothing'} in the base")  # fmt: skip
-        shapes.append(_tensor(parameter, partner, axes, roles, strict, block_of(name, stacks)))
+        shape = _tensor(parameter, partner, axes, roles, strict, block_of(name, stacks), growth)
+        if shape.role == "input" and "lookup" in shape.axes and not shape.tied_output:
+            shape = replace(shape, tied_output=applied_as_matrix(target, parameter.module))
+        shapes.append(shape)
     return shapes, stacks
+
+
+def _ties(parameter: Parameter) -> set[str]:
+    """What else this tensor is, copies of its own block aside."""
+    return {collapse(alias) for alias, _, _ in parameter.aliases} - {collapse(parameter.name)}
+
+
+def _with_matrices(stacks: list[Stack], ours: Mapping[str, Parameter]) -> list[Stack]:
+    """The stacks whose members hold a matrix: lists of gains, norms or embeddings per layer are no blocks of their own."""
+    matrices = [
+        name
+        for name, p in ours.items()
+        if len(p.shape) > 1 and not axis_rules.is_norm(p.module) and not isinstance(p.module, nn.Embedding)
+    ]
+    return [stack for stack in stacks if any(block_of(name, [stack]) for name in matrices)]
+
+
+def _shared(ours: Mapping[str, Parameter], theirs: Mapping[str, Parameter]) -> list[Stack]:
+    """Stacks of one block applied many times (ALBERT): its copies are aliases of the first, and count as depth."""
+
+    def copies(parameters: Mapping[str, Parameter]) -> dict[str, tuple[str, int]]:
+        found: dict[str, tuple[str, int]] = {}
+        for p in parameters.values():
+            same = [alias for alias, _, _ in p.aliases if collapse(alias) == collapse(p.name)]
+            parts = [(a, b) for a, b in zip(p.name.split("."), same[0].split("."), strict=True)] if same else []
+            at = next((i for i, (a, b) in enumerate(parts) if a != b), 0)
+            prefix = ".".join(p.name.split(".")[:at])
+            if same and len(p.shape) > 1:
+                found[prefix] = p.name, 1 + len(same)
+        return found
+
+    before, after = copies(theirs), copies(ours)
+    pairs = {path: (before.get(path, ("", 1))[1], after.get(path, ("", 1))[1]) for path in before | after}
+    return [Stack(path, b, t) for path, (b, t) in pairs.items() if b != t]
+
+
+class _Growth:
+    """How sizes grow in this model: `widths`, pairs (base, target) of axes that modules declare; `depths`, of the stacks."""
+
+    def __init__(self, stacks: list[Stack], ours: Mapping[str, Parameter], theirs: Mapping[str, Parameter]) -> None:
+        self.widths = frozenset(
+            (b, t)
+            for name, p in ours.items()
+            if type(p.module).__module__.startswith("torch.nn.modules") and len(p.shape) == len(theirs[name].shape)
+            for b, t in zip(theirs[name].shape, p.shape, strict=True)
+            if b != t
+        )
+        every = [(s.base, s.target) for s in stacks if s.base != s.target]
+        self.depths = frozenset([*every, (sum(b for b, _ in every), sum(t for _, t in every))] if every else [])
 
 
 def _tensor(
@@ -148,23 +211,28 @@ def _tensor(
     roles: Mapping[str, str] | None,
     strict: bool,
     block: str | None,
+    growth: _Growth,
 ) -> TensorShape:
-    labels = _labels(ours, theirs, axes)
+    labels = _labels(ours, theirs, axes, growth, block)
     kind = f"{type(ours.module).__name__}.{ours.attribute}"
     aliases = tuple(alias for alias, _, _ in ours.aliases)
     common = (ours.name, theirs.name)
     if labels is None:
         if strict:
-            generic = collapse(ours.name)
-            example = " ".join(["stack"] * (len(ours.shape) - 2) + ["in", "out"])
+            readings = axis_rules.suggestions(collapse(ours.name), theirs.shape, ours.shape)
             raise InputError(
-                f"{ours.name!r} ({kind}) is ambiguous: base {theirs.shape}, target {ours.shape}; say which axis is which, "
-                f"e.g. axes={{{generic!r}: {example!r}}} (labels: {', '.join(axis_rules.LABELS)})"
+                f"{ours.name!r} ({kind}) is ambiguous: base {theirs.shape}, target {ours.shape}; say which axis is which: "
+                f"{readings} (labels: {', '.join(axis_rules.LABELS)})"
             )
         one = Fan(1, 1)
         return TensorShape(*common, "unknown", kind, (), theirs.shape, ours.shape, one, one, aliases, False, block)
     fan_in, fan_out = _fans(labels, theirs.shape, ours.shape)
+    if isinstance(ours.module, axis_rules.TRANSPOSED) and len(ours.shape) > 1 and lookup(axes, ours.name) is None:
+        fan_in, fan_out = _grouped(fan_in, fan_out, theirs.module, ours.module)
     role = _role(labels, fan_in, fan_out)
+    if role == "output" and (ours.normalised or ours.attribute in ("weight_v", "weight_orig")):
+        raise InputError(f"{ours.name!r} is normalised (weight or spectral norm) and its fan-out {fan_out.target:g} stays: its "
+                         f"multiplier 1/{fan_in.ratio:g} would be divided away again; remove the norm from this layer")  # fmt: skip
     tied_output = False
     for _, module, attribute in ours.aliases:
         other = axis_rules.of_parameter(module, attribute, ours.shape)
@@ -192,12 +260,38 @@ def _tensor(
     )
 
 
-def _labels(ours: Parameter, theirs: Parameter, axes: Mapping[str, str] | None) -> tuple[str, ...] | None:
-    declared = lookup(axes, ours.name)
-    if declared is not None:
-        return axis_rules.parse(str(declared), ours.name, len(ours.shape))
-    known = axis_rules.of_parameter(ours.module, ours.attribute, ours.shape)
-    return known if known is not None else axis_rules.of_bare(ours.name, theirs.shape, ours.shape)
+def _labels(
+    ours: Parameter, theirs: Parameter, axes: Mapping[str, str] | None, growth: _Growth, block: str | None
+) -> tuple[str, ...] | None:
+    for name in (ours.name, *(alias for alias, _, _ in ours.aliases)):
+        declared = lookup(axes, name)
+        if declared is not None:
+            return axis_rules.parse(str(declared), name, len(ours.shape))
+    module, attribute = ours.normalised or (ours.module, ours.attribute)
+    known = axis_rules.of_parameter(module, attribute, ours.shape)
+    bare = known is None or (len(ours.shape) == 1 and not type(module).__module__.startswith("torch.nn.modules"))
+    bare = (bare or isinstance(module, nn.ParameterList | nn.ParameterDict)) and not axis_rules.is_norm(module)
+    if not bare:
+        return known
+    if known is None and len(ours.shape) == 2 and (read := application(module, attribute)):
+        return read
+    pairs = list(zip(theirs.shape, ours.shape, strict=True))
+    layers = [i for i, pair in enumerate(pairs) if pair in growth.depths] if block is None else []
+    if layers:  # one entry per layer: an axis that grows with depth is no width
+        others = any(b != t for i, (b, t) in enumerate(pairs) if i not in layers)
+        if len(layers) > 1 or others or pairs[layers[0]] in growth.widths:
+            return None
+        return tuple("stack" if i in layers else "out" for i in range(len(pairs)))
+    return known if known is not None else axis_rules.of_bare(ours.name, theirs.shape, ours.shape, growth.widths)
+
+
+def _grouped(fan_in: Fan, fan_out: Fan, base: nn.Module, target: nn.Module) -> tuple[Fan, Fan]:
+    """A transposed convolution is stored (in, out/groups, …): each output sees in/groups inputs."""
+    before, after = int(getattr(base, "groups", 1)), int(getattr(target, "groups", 1))
+    return (
+        Fan(fan_in.base / before, fan_in.target / after),
+        Fan(fan_out.base * before, fan_out.target * after),
+    )
 
 
 def _fans(labels: tuple[str, ...], base: tuple[int, ...], target: tuple[int, ...]) -> tuple[Fan, Fan]:

@@ -12,6 +12,7 @@ import inspect
 import re
 import textwrap
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
@@ -27,30 +28,66 @@ def forward_source(kind: type) -> str:
         return ""
 
 
-_FIRST = r"\(\s*(?:[^(),]|\([^()]*\))+,\s*"  # an opening bracket and one argument, calls in it included
+@functools.lru_cache(maxsize=1024)
+def _forward(kind: type) -> ast.FunctionDef | None:
+    try:
+        tree = ast.parse(forward_source(kind)).body
+    except SyntaxError:
+        return None
+    return tree[0] if tree and isinstance(tree[0], ast.FunctionDef) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _products(kind: type) -> tuple[tuple[str, tuple[Axis, ...]], ...]:
+    """(expression, its axes) for every operand of a linear map, matrix product or embedding in the forward."""
+    found: list[tuple[str, tuple[Axis, ...]]] = []
+
+    def note(operand: ast.expr, stored: tuple[Axis, ...]) -> None:
+        while True:
+            attribute = operand.func if isinstance(operand, ast.Call) else operand
+            if not isinstance(attribute, ast.Attribute) or attribute.attr not in (*_TURNS, *_CASTS):
+                break
+            stored = stored[::-1] if attribute.attr in _TURNS else stored
+            operand = attribute.value
+        found.append((ast.unparse(operand), stored))
+
+    for node in ast.walk(_forward(kind) or ast.Module([], [])):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+            note(node.left, ("out", "in"))
+            note(node.right, ("in", "out"))
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func).rpartition(".")[2]
+            operands = [*node.args, *(k.value for k in node.keywords if k.arg == "weight")]
+            stored = {
+                "linear": ("out", "in"),
+                "matmul": ("in", "out"),
+                "mm": ("in", "out"),
+                "embedding": ("lookup", "out"),
+            }
+            if called in stored and len(operands) > 1:
+                note(operands[1], cast("tuple[Axis, ...]", stored[called]))
+    return tuple(found)
+
+
+_TURNS = ("T", "mT", "t", "transpose")
+_CASTS = ("to", "type", "type_as", "float", "contiguous")
 
 
 def application(module: nn.Module, attribute: str) -> tuple[Axis, ...] | None:
     """The axes of a bare matrix as its module's forward applies it: F.linear, F.embedding, `x @ w` or `x @ w.T`; else None."""
-    text, own = forward_source(type(module)), rf"self\.{re.escape(attribute)}\b"
-    turned = r"\s*\.\s*(T\b|mT\b|t\(\)|transpose\()"
-    found: set[tuple[Axis, ...]] = set()
-    for call in re.finditer(rf"\blinear{_FIRST}(?:weight\s*=\s*)?{own}({turned})?", text):
-        found.add(("in", "out") if call[1] else ("out", "in"))
-    for call in re.finditer(rf"(?:@\s*|\b(?:matmul|mm){_FIRST}){own}({turned})?", text):
-        found.add(("out", "in") if call[1] else ("in", "out"))
-    if re.search(rf"\bembedding{_FIRST}{own}", text):
-        found.add(("lookup", "out"))
+    found = {stored for operand, stored in _products(type(module)) if operand == f"self.{attribute}"}
     return found.pop() if len(found) == 1 else None
 
 
 def applied_as_matrix(model: nn.Module, table: nn.Module) -> bool:
     """Whether some forward uses an embedding's own weight as a matrix: `x @ self.wte.weight.T`, a tied head without a module."""
     for owner in model.modules():
-        text = forward_source(type(owner)) if not type(owner).__module__.startswith("torch.nn") else ""
-        for path in re.findall(rf"(?:@\s*|\b(?:linear|matmul|mm){_FIRST})self\.([\w.]+)\.weight\b", text):
+        if type(owner).__module__.startswith("torch.nn"):
+            continue
+        for operand, stored in _products(type(owner)):
+            match = re.fullmatch(r"self\.([\w.]+)\.weight", operand)
             try:
-                if owner.get_submodule(path) is table:
+                if match and "lookup" not in stored and owner.get_submodule(match[1]) is table:
                     return True
             except AttributeError:
                 continue
@@ -85,16 +122,17 @@ def result_of(module: nn.Module) -> str | None:
 
 
 def _read(module: nn.Module) -> _Reader | None:
-    text = forward_source(type(module))
-    try:
-        tree = ast.parse(text).body[0] if text else None
-    except SyntaxError:
-        return None
-    if not isinstance(tree, ast.FunctionDef):
+    tree = _forward(type(module))
+    if tree is None:
         return None
     reader = _Reader(module, [a.arg for a in tree.args.args[1:]])
     reader.run(tree.body)
     return reader
+
+
+_STREAM, _UNKNOWN = "stream", "unknown"
+_SHAPING = ("view", "reshape", "transpose", "permute", "contiguous", "to", "flatten", "float", "type_as")
+_SHORTCUT = re.compile(r"downsample|shortcut|skip|residual_proj|identity")
 
 
 class _Reader:

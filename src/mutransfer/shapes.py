@@ -133,6 +133,13 @@ def compare_with_stacks(
     ours, theirs = parameters_of(target), parameters_of(base)
     if not ours:
         raise InputError("the model has no parameters")
+    for names, others, where in ((ours, theirs, "base"), (theirs, ours, "target")):
+        for p in others.values():
+            alone = next((alias for alias, _, _ in p.aliases if alias in names and p.name in names), None)
+            if alone is not None:
+                raise InputError(
+                    f"{alone!r} is tied to {p.name!r} in the {where} only: tie it at both sizes, or at none"
+                )
     mapping, stacks = match({n: p.shape for n, p in theirs.items()}, {n: p.shape for n, p in ours.items()})
     stacks = _with_matrices(stacks, ours) + _shared(ours, theirs)
     growth = _Growth(stacks, ours, {name: theirs[found] for name, found in mapping.items()})

@@ -9,7 +9,11 @@ from mutransfer.check import CheckReport, coord_check
 
 
 def assert_scale_invariant(
-    build: Callable[[Any], Any], sizes: Iterable[Any], batches: Any, loss: Callable[[Any, Any], Any] | None = None, **options: Any
+    build: Callable[[Any], Any],
+    sizes: Iterable[Any],
+    batches: Any,
+    loss: Callable[[Any, Any], Any] | None = None,
+    **options: Any,
 ) -> CheckReport:
     """Raise AssertionError, with the report's words, unless `coord_check` of the same arguments says PASS."""
     report = coord_check(build, sizes, batches, loss, **options)

@@ -20,7 +20,15 @@ BASE = 32
 
 
 class MLP(nn.Module):
-    def __init__(self, n: int, inputs: int = 20, outputs: int = 5, multiplier: float = 1.0, bias: bool = True, scale_body: float = 1.0) -> None:
+    def __init__(
+        self,
+        n: int,
+        inputs: int = 20,
+        outputs: int = 5,
+        multiplier: float = 1.0,
+        bias: bool = True,
+        scale_body: float = 1.0,
+    ) -> None:
         super().__init__()
         self.first = nn.Linear(inputs, n, bias=bias)
         self.middle = nn.ModuleList(nn.Linear(n, n, bias=bias) for _ in range(2))
@@ -160,7 +168,15 @@ TABLES: dict[str, dict[str, tuple[float, float]]] = {
     "muon": {"input": (0, 0), "hidden": (-0.5, 0), "vector": (0, 0), "output": (0, 0), "scalar": (0, 0)},
     "kimi": {"input": (0, 0), "hidden": (-0.5, -0.5), "vector": (0, 0), "output": (0, 0), "scalar": (0, 0)},
 }
-FAMILY = {"adam": "adam", "adamw": "adam", "lion": "adam", "unknown": "adam", "sgd": "sgd", "muon": "muon", "kimi": "kimi"}
+FAMILY = {
+    "adam": "adam",
+    "adamw": "adam",
+    "lion": "adam",
+    "unknown": "adam",
+    "sgd": "sgd",
+    "muon": "muon",
+    "kimi": "kimi",
+}
 
 
 def role(name: str) -> str:
@@ -317,7 +333,12 @@ def correct() -> list[Variant]:
         Variant("mlp lion", "mlp", "lion"),
         Variant("mlp undeclared optimizer", "mlp", "unknown"),
         Variant("mlp zero head", "mlp", zero="^head", absorbed=False),
-        Variant("mlp N(0,1) weights with 1/√n in the forward", "mlp", defects={"middle.*weight": (0.5, 0.5)}, options={"scale_body": "ntk"}),
+        Variant(
+            "mlp N(0,1) weights with 1/√n in the forward",
+            "mlp",
+            defects={"middle.*weight": (0.5, 0.5)},
+            options={"scale_body": "ntk"},
+        ),
         Variant("cnn adamw", "cnn"),
         Variant("cnn sgd", "cnn", "sgd", absorbed=False),
         Variant("cnn batchnorm adamw", "cnn", options={"norm": True}),
@@ -337,13 +358,19 @@ def correct() -> list[Variant]:
         Variant("gpt zero head", zero="^head", absorbed=False),
         Variant("gpt no norm", options={"norm": False, "branch": 0.5}),
         Variant("gpt head size grows", options=fixed),
-        Variant("gpt head size grows, factor in the query", defects={"attn.q": (-0.5, -0.5)}, options={"heads": 2, "power": 0.5}),
+        Variant(
+            "gpt head size grows, factor in the query",
+            defects={"attn.q": (-0.5, -0.5)},
+            options={"heads": 2, "power": 0.5},
+        ),
         Variant("gpt head size grows, by hand", options={**fixed, "by_hand": True}),
         Variant("gpt head size grows, by hand, zero query", zero="q.weight", options={**fixed, "by_hand": True}),
         Variant("gpt dict outputs", options={"dictionary": True}),
         Variant("gpt grouped queries", options={"kv": "half"}),
         Variant("gpt embedding × √n", defects={"^w[tp]e": (-0.5, -0.5)}, options={"embed": "root"}),
-        Variant("gpt decay coupled rightly", decay=lambda name, r: 0.1 * r if role(name) in ("hidden", "output") else 0.1),
+        Variant(
+            "gpt decay coupled rightly", decay=lambda name, r: 0.1 * r if role(name) in ("hidden", "output") else 0.1
+        ),
         Variant("gpt adam clip", clip=0.5),
         Variant("gpt sgd clip multiplier", optimizer="sgd", absorbed=False, clip=0.3),
     ]
@@ -368,17 +395,53 @@ def broken() -> list[Variant]:
         Variant("mlp sgd missing multiplier", "mlp", "sgd", culprits="^head", absorbed=False, readout=0.0),
         Variant("mlp sgd doubled multiplier", "mlp", "sgd", culprits="^head", absorbed=False, readout=-2.0),
         Variant("mlp adam doubled multiplier", "mlp", "adam", culprits="^head", absorbed=False, readout=-2.0),
-        Variant("mlp sgd first lr not scaled", "mlp", "sgd", culprits=r"^first.weight", defects={r"first.weight": (0, -1)}, absorbed=False),
-        Variant("mlp sgd bias lr not scaled", "mlp", "sgd", culprits=r"^(first|middle).*bias", defects={r"(first|middle).*bias": (0, -1)}),
+        Variant(
+            "mlp sgd first lr not scaled",
+            "mlp",
+            "sgd",
+            culprits=r"^first.weight",
+            defects={r"first.weight": (0, -1)},
+            absorbed=False,
+        ),
+        Variant(
+            "mlp sgd bias lr not scaled",
+            "mlp",
+            "sgd",
+            culprits=r"^(first|middle).*bias",
+            defects={r"(first|middle).*bias": (0, -1)},
+        ),
         Variant("mlp adam bias lr over N", "mlp", culprits=r"^first.bias", defects={r"(first|middle).*bias": (0, -1)}),
-        Variant("mlp plain adam", "mlp", culprits=r"^middle.0.weight", defects={"middle.*weight": (0, 1), "head.weight": (0, 1)}),
-        Variant("mlp undeclared optimizer, lr ×N", "mlp", "unknown", culprits=r"^middle.0.weight", defects={"middle.*weight": (0, 1)}),
+        Variant(
+            "mlp plain adam",
+            "mlp",
+            culprits=r"^middle.0.weight",
+            defects={"middle.*weight": (0, 1), "head.weight": (0, 1)},
+        ),
+        Variant(
+            "mlp undeclared optimizer, lr ×N",
+            "mlp",
+            "unknown",
+            culprits=r"^middle.0.weight",
+            defects={"middle.*weight": (0, 1)},
+        ),
         Variant("mlp forward × √n", "mlp", culprits=r"^middle", options={"scale_body": "grow"}),
         Variant("mlp eps too large", "mlp", culprits=r"^first", eps=1e-1),
         Variant("mlp sgd clip", "mlp", "sgd", culprits="^head", clip=0.05),
         Variant("cnn hidden lr ×N", "cnn", culprits=r"^conv2.weight", defects={"conv[23].weight": (0, 1)}),
-        Variant("cnn batchnorm hidden lr ×√N", "cnn", culprits=r"^conv2.weight", defects={"conv[23].weight": (0, 0.5)}, options={"norm": True}),
-        Variant("cnn batchnorm constant init", "cnn", culprits=r"^conv2.weight", defects={"conv[23].weight": (0.5, 0)}, options={"norm": True}),
+        Variant(
+            "cnn batchnorm hidden lr ×√N",
+            "cnn",
+            culprits=r"^conv2.weight",
+            defects={"conv[23].weight": (0, 0.5)},
+            options={"norm": True},
+        ),
+        Variant(
+            "cnn batchnorm constant init",
+            "cnn",
+            culprits=r"^conv2.weight",
+            defects={"conv[23].weight": (0.5, 0)},
+            options={"norm": True},
+        ),
         Variant("cnn sgd missing multiplier", "cnn", "sgd", culprits="^head", absorbed=False, readout=0.0),
         Variant("gpt hidden lr ×√N", culprits=r"^blocks.0.attn", defects={weight: (0, 0.5)}),
         Variant("gpt plain adamw", culprits=r"^blocks.0.attn", defects={weight: (0, 1), "head": (0, 1)}),
@@ -394,14 +457,22 @@ def broken() -> list[Variant]:
         Variant("gpt embedding lr over N", culprits=r"^wte", defects={"wte": (0, -1)}),
         Variant("gpt embedding lr over √N", culprits=r"^wte", defects={"wte": (0, -0.5)}),
         Variant("gpt norm gain lr over N", culprits=r"^blocks.0.norm1", defects={"norm": (0, -1)}),
-        Variant("gpt sgd embedding lr not scaled", optimizer="sgd", culprits=r"^(wte|wpe)", defects={"^w[tp]e": (0, -1)}, absorbed=False),
+        Variant(
+            "gpt sgd embedding lr not scaled",
+            optimizer="sgd",
+            culprits=r"^(wte|wpe)",
+            defects={"^w[tp]e": (0, -1)},
+            absorbed=False,
+        ),
         Variant("gpt sgd doubled multiplier", optimizer="sgd", culprits=r"^head", absorbed=False, readout=-2.0),
         Variant("gpt kimi constant lr", optimizer="kimi", culprits=r"^blocks.0.attn", defects={weight: (0, 0.5)}),
         Variant("gpt muon lr over N", optimizer="muon", culprits=r"^blocks.0.attn", defects={weight: (0, -1)}),
         Variant("gpt lion plain", optimizer="lion", culprits=r"^blocks.0.attn", defects={weight: (0, 1)}),
         Variant("gpt attention 1/√d as d grows", culprits=r"attn.q", options={"heads": 2, "power": 0.5}),
         Variant("gpt attention 1/√d by hand", culprits=r"attn.q", options={"heads": 2, "power": 0.5, "by_hand": True}),
-        Variant("gpt attention 1/√d, zero query", culprits=r"attn.q", zero="q.weight", options={"heads": 2, "power": 0.5}),
+        Variant(
+            "gpt attention 1/√d, zero query", culprits=r"attn.q", zero="q.weight", options={"heads": 2, "power": 0.5}
+        ),
         Variant("gpt eps too large", culprits=r"^w[tp]e", eps=1e-2),
         Variant("gpt decay unscaled", culprits=r"^blocks.0.attn", decay=0.1),
         Variant("gpt schedule erased", culprits=r".", schedule=erase),

@@ -78,8 +78,7 @@ def _allowed(judge: Judge, label: str, slope: Slope) -> tuple[float, float]:
         for site in judge.heads(info):  # what multiplies the logits later on, also where a shared tensor makes them
             module = judge.records.sites[site].module
             if not path or module == path or module.startswith(f"{path}."):
-                outer = judge.outer_multiplier(site)
-                exponents.append(0.0 if outer is None else -outer.mean)
+                exponents += [-outer.mean for outer in judge.outer_multipliers(site)]
     if not inside:
         source = judge.slope("input", label)
         exponents.append(slope.mean if source is None else source.mean)

@@ -63,12 +63,14 @@ def coord_check(
     )
     total, done = len(values) * len(seed_list), 0
     with record.own_randomness():
-        for i, size in enumerate(ordered):
+        for i in range(len(ordered)):
             for j, seed in enumerate(seed_list):
                 record.run(records, protocol, i, j)
                 done += 1
                 if i == 0 and not math.isfinite(records.data["loss", "", 0][0, j]):
-                    raise InputError(f"the loss is NaN or infinite at step 0 at {name} {values[0]:g} (seed {seed}): fix the model first")
+                    raise InputError(
+                        f"the loss is NaN or infinite at step 0 at {name} {values[0]:g} (seed {seed}): fix the model first"
+                    )
                 if progress is not None:
                     progress(done, total, f"{name} {values[i]:g}, seed {seed}")
         unknown = any(facts is None for facts in records.facts.values())
@@ -129,7 +131,10 @@ def _verdict(records: Records, infos: list[expect.TensorInfo], found: list[Findi
     if any(f.severity == "fail" for f in found):
         return "FAIL", ""
     if len(records.values) < 3:
-        return "INCONCLUSIVE", f"only {len(records.values)} sizes: run at least three, such as one between and one twice as large"
+        return (
+            "INCONCLUSIVE",
+            f"only {len(records.values)} sizes: run at least three, such as one between and one twice as large",
+        )
     if records.values[-1] / records.values[0] < 3.99:
         need = records.values[0] * 4
         return "INCONCLUSIVE", f"the sizes span less than a factor 4: add {records.axis} {need:g} or larger"

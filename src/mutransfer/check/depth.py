@@ -44,7 +44,9 @@ def stacks_of(records: Records) -> Stacks | None:
         return None
     for name, shape in names[0].items():
         if any(n.get(name, shape) != shape for n in names):
-            raise InputError(f"{name!r} changes its shape and the number of layers changes too: vary width or depth, not both")
+            raise InputError(
+                f"{name!r} changes its shape and the number of layers changes too: vary width or depth, not both"
+            )
     paths: set[str] = set()
     for _ in range(4):  # nested stacks are found from the outside in
         counts = [_children(n, Stacks(paths)) for n in names]
@@ -168,7 +170,10 @@ class DepthJudge:
             gathered = [gather(self.records, kind, self.stacks, step, "rms") for step in steps]
             for name in gathered[0]:
                 slopes = [fit(self.records.values, g.get(name)) for g in gathered]
-                if all(s is not None and s.mean > self.judge.tolerance and s.interval(self.judge.level)[0] > CLEAR for s in slopes):
+                if all(
+                    s is not None and s.mean > self.judge.tolerance and s.interval(self.judge.level)[0] > CLEAR
+                    for s in slopes
+                ):
                     path = "" if name == "(model)" else name.partition("[")[0]
                     use = [v for n, v in self.records.first_use.items() if self.stacks.fold(n) == path]
                     slope = median(slopes)
@@ -179,7 +184,9 @@ class DepthJudge:
             return []
         _, name, what, slope = max(wrong, key=lambda w: (w[1].count(".") > 0, -w[0]))
         path = "" if name == "(model)" else name.partition("[")[0]
-        inside = [s for s in self.records.sites.values() if self.stacks.fold(s.param).startswith(f"{path}." if path else "")]
+        inside = [
+            s for s in self.records.sites.values() if self.stacks.fold(s.param).startswith(f"{path}." if path else "")
+        ]
         before = [s for s in self.records.sites.values() if s.order <= min((w[0] for w in wrong), default=0)]
         chosen = inside or before or list(self.records.sites.values())
         param = chosen[-1].param if chosen else name

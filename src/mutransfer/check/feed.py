@@ -30,11 +30,13 @@ def read_sizes(sizes: Iterable[Size], axis: str | None) -> tuple[list[Size], str
     listed = list(sizes)
     if len(listed) < 2:
         raise InputError(f"sizes={listed!r}: at least two sizes are needed, such as [64, 128, 256, 512]")
-    if all(isinstance(size, int) and not isinstance(size, bool) for size in listed):
-        name, values = axis or "width", [float(size) for size in listed]  # pyright: ignore[reportArgumentType]
-    elif all(isinstance(size, Mapping) for size in listed):
-        name = _axis([dict(size) for size in listed], axis)  # pyright: ignore[reportArgumentType]
-        values = [float(size[name]) for size in listed]  # pyright: ignore[reportIndexIssue]
+    numbers = [size for size in listed if isinstance(size, int) and not isinstance(size, bool)]
+    dicts = [dict(size) for size in listed if isinstance(size, Mapping)]
+    if len(numbers) == len(listed):
+        name, values = axis or "width", [float(size) for size in numbers]
+    elif len(dicts) == len(listed):
+        name = _axis(dicts, axis)
+        values = [float(size[name]) for size in dicts]
     else:
         raise InputError(f"sizes={listed!r}: write all integers, or all dicts such as dict(width=64, depth=2)")
     if min(values) <= 0:
@@ -71,7 +73,9 @@ def materialise(batches: Any, steps: int) -> list[Any]:
     Raises InputError when nothing comes out of it.
     """
     if isinstance(batches, (str, bytes, int, float)) or batches is None:
-        raise InputError(f"batches={batches!r}: hand over one batch (tensor, tuple, dict), a list of them or a DataLoader")
+        raise InputError(
+            f"batches={batches!r}: hand over one batch (tensor, tuple, dict), a list of them or a DataLoader"
+        )
     if isinstance(batches, (Tensor, tuple, Mapping)) or dataclasses.is_dataclass(batches):
         return [batches]
     if not isinstance(batches, Iterable):
@@ -164,7 +168,9 @@ def built(result: Any, size: Size) -> tuple[nn.Module, list[Any], list[Any]]:
     optimizers = list(optimizers) if isinstance(optimizers, (list, tuple)) else [optimizers]
     for optimizer in optimizers:
         if not all(hasattr(optimizer, name) for name in ("param_groups", "step", "zero_grad")):
-            raise InputError(f"{shown} returned {type(optimizer).__name__} as optimizer: it needs param_groups, step and zero_grad")
+            raise InputError(
+                f"{shown} returned {type(optimizer).__name__} as optimizer: it needs param_groups, step and zero_grad"
+            )
     if not any(True for _ in model.parameters()):
         raise InputError(f"{shown} returned a model without parameters")
     if next(model.parameters()).is_meta:

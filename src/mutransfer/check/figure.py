@@ -13,13 +13,20 @@ from mutransfer.check.report import write_whole
 from mutransfer.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
     from mutransfer.check.report import CheckReport
 
 FORMATS = (".png", ".svg", ".pdf")
 COLOURS = {"input": "#4c78a8", "hidden": "#2f9e6e", "output": "#e4572e", "vector": "#8a6fb0", "": "#7f7f7f"}
-LABELS = {"input": "input", "hidden": "hidden", "output": "read-out", "vector": "gain, bias", "": "module without weight"}
+LABELS = {
+    "input": "input",
+    "hidden": "hidden",
+    "output": "read-out",
+    "vector": "gain, bias",
+    "": "module without weight",
+}
 CULPRIT = "#000000"
 
 
@@ -42,7 +49,7 @@ def draw(report: CheckReport, path: Path) -> Path:
     colour = {"PASS": "#2f9e6e", "FAIL": "#c0392b"}.get(report.verdict, "#b7791f")
     line = report.words().splitlines()[0]
     figure.suptitle(line if len(line) < 130 else line[:127] + "…", fontsize=11, color=colour, fontweight="bold")
-    handles: dict[str, object] = {}
+    handles: dict[str, Artist] = {}
     for axes in (left, middle, right):
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
@@ -97,7 +104,9 @@ def _panel(report: CheckReport, axes: Axes, kind: str, step: int, title: str, ro
         middle = float(np.exp(np.mean(np.log(everything))))
         axes.plot(x, np.full_like(x, middle), color="#999999", ls=":", lw=1, label="slope 0")
         if kind == "size" and report.axis != "depth":
-            axes.plot(x, middle * (x / x[0]) ** -0.5, color="#e4572e", ls=":", lw=1, label="slope −½ (read-out at step 0)")
+            axes.plot(
+                x, middle * (x / x[0]) ** -0.5, color="#e4572e", ls=":", lw=1, label="slope −½ (read-out at step 0)"
+            )
     else:
         axes.text(0.5, 0.5, "all exactly zero", ha="center", va="center", transform=axes.transAxes)
     axes.set_xticks(x, [f"{v:g}" for v in x])

@@ -20,7 +20,16 @@ from mutransfer.errors import InputError
 from mutransfer.optimizers import OptimizerFacts, facts_for
 
 POWER_ITERATIONS = 8
-SHAPED_STATES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta", "sum")
+SHAPED_STATES = (
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "momentum_buffer",
+    "square_avg",
+    "grad_avg",
+    "acc_delta",
+    "sum",
+)
 
 
 @dataclass
@@ -42,7 +51,9 @@ class Records:
     facts: dict[str, OptimizerFacts | None] = field(default_factory=dict)  # per parameter; None: unknown optimizer
     optimizer_of: dict[str, str] = field(default_factory=dict)
     default_decay: dict[str, float] = field(default_factory=dict)
-    diverged: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)  # (size, seed) -> (step, first module)
+    diverged: dict[tuple[int, int], tuple[int, str]] = field(
+        default_factory=dict
+    )  # (size, seed) -> (step, first module)
     clip_is_callable: bool = False
     erased: list[tuple[float, str, str]] = field(default_factory=list)  # (size, parameter, words) of erased LR ratios
 
@@ -67,7 +78,14 @@ class Records:
     def rows(self) -> list[dict[str, Any]]:
         """One flat row per number: kind, name, step, size, seed, value."""
         return [
-            {"kind": kind, "name": name, "step": step, self.axis: self.values[i], "seed": self.seeds[j], "value": float(v)}
+            {
+                "kind": kind,
+                "name": name,
+                "step": step,
+                self.axis: self.values[i],
+                "seed": self.seeds[j],
+                "value": float(v),
+            }
             for (kind, name, step), array in self.data.items()
             for (i, j), v in np.ndenumerate(array)
             if not math.isnan(v)
@@ -234,7 +252,9 @@ def _store(records: Records, trace: Trace, step: int, i: int, j: int, changes: d
         for (kind, name), value in zip(keys, means.double().sqrt().tolist(), strict=True):
             records.put(kind, name, step, i, j, value)
     if changes is not None:
-        for name, value in _numbers({n: torch.linalg.vector_norm(d) / math.sqrt(d.numel()) for n, d in changes.items()}):
+        for name, value in _numbers(
+            {n: torch.linalg.vector_norm(d) / math.sqrt(d.numel()) for n, d in changes.items()}
+        ):
             records.put("moved", name, step, i, j, value)
     if step == 0 and j == 0:
         for key, site in seen.sites.items():
@@ -251,7 +271,9 @@ def _numbers(values: dict[Any, Tensor]) -> list[tuple[Any, float]]:
     """All 0-d tensors fetched from the device at once."""
     if not values:
         return []
-    return list(zip(values, torch.stack([v.detach().float().reshape(()) for v in values.values()]).tolist(), strict=True))
+    return list(
+        zip(values, torch.stack([v.detach().float().reshape(()) for v in values.values()]).tolist(), strict=True)
+    )
 
 
 def _first_bad(records: Records, step: int, i: int, j: int) -> str:
@@ -348,7 +370,9 @@ def _updates(
             facts = records.facts.get(name)
             decay = groups[id(p)][0].get("weight_decay", 0.0) if id(p) in groups else 0.0
             if decay and facts is not None and (facts.decay == "decoupled" or facts.kind == "sgd"):
-                update.add_(old, alpha=float(groups[id(p)][0]["lr"]) * float(decay))  # the loss's own step, without decay
+                update.add_(
+                    old, alpha=float(groups[id(p)][0]["lr"]) * float(decay)
+                )  # the loss's own step, without decay
             norm = torch.linalg.vector_norm(g)
             found["gradient", name] = norm / math.sqrt(g.numel())
             found["gradient norm", name] = norm
@@ -397,7 +421,11 @@ def erased_ratios(optimizers: list[Any], schedulers: list[Any], ahead: int = 100
             try:
                 for scheduler in schedulers:
                     scheduler.step()
-            except (ValueError, TypeError, RuntimeError):  # the end of a schedule of fixed length, or one that wants a metric
+            except (
+                ValueError,
+                TypeError,
+                RuntimeError,
+            ):  # the end of a schedule of fixed length, or one that wants a metric
                 break
     return None
 

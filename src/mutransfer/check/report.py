@@ -100,7 +100,9 @@ class CheckReport:
         lines = [self.words(), "", f"{'module or tensor':40} {'quantity':9} {'step':>4} {'slope':>7}  interval"]
         last = max((step for _, _, step in self.raw.data), default=0)
         for row in self.table:
-            shown = (row["kind"] == "size" and row["step"] == 0) or (row["kind"] in ("change", "own") and row["step"] == last)
+            shown = (row["kind"] == "size" and row["step"] == 0) or (
+                row["kind"] in ("change", "own") and row["step"] == last
+            )
             if shown and (row["slope"] is not None):
                 interval = f"[{row['low']:+.2f}, {row['high']:+.2f}]"
                 lines.append(f"{row['name'][:40]:40} {row['kind']:9} {row['step']:>4} {row['slope']:+7.2f}  {interval}")
@@ -145,7 +147,7 @@ def write_whole(path: Path, data: bytes) -> Path:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
-            os.replace(temporary, path)
+            Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise

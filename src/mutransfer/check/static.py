@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 
 import numpy as np
 
@@ -44,7 +44,11 @@ def attention(judge: Judge) -> list[Finding]:
         name = (query or key or [label])[0]
         low, high = error.interval(judge.level)
         power = -error.mean
-        what = f"the size of its attention's logits at given alignment (in the {made})" if made else "the scale of its attention"
+        what = (
+            f"the size of its attention's logits at given alignment (in the {made})"
+            if made
+            else "the scale of its attention"
+        )
         d_ratio = sizes[-1] / sizes[0]
         advice = (
             f"use 1/d instead of 1/√d: multiply the logits (or the query's init and learning rate) by √(d_base/d), "
@@ -53,7 +57,17 @@ def attention(judge: Judge) -> list[Finding]:
             else "a fixed head size needs a fixed scale"
         )
         found.append(
-            Finding(name, "attention scale", what, error.mean + expected, low + expected, high + expected, expected, advice, grade)
+            Finding(
+                name,
+                "attention scale",
+                what,
+                error.mean + expected,
+                low + expected,
+                high + expected,
+                expected,
+                advice,
+                grade,
+            )
         )
     return found
 
@@ -87,11 +101,12 @@ def decay(judge: Judge) -> list[Finding]:
         slope = fit(records.values, wd * lr)
         expected = 0.0
         if facts is not None and facts.decay == "coupled" and facts.degree == 0:
-            gradient, weight = judge.slope("gradient", info.name), judge.slope("weight", info.name)
+            gradient, weight = judge.typical("gradient", info.name), judge.slope("weight", info.name)
             slope = fit(records.values, wd)
-            if gradient is None or weight is None:
+            if gradient is None or weight is None or slope is None:
                 continue
-            expected = gradient.mean - weight.mean
+            options = [-info.b - weight.mean, gradient.mean - weight.mean]  # |G_ij| ~ 1/n_out, or as it was measured
+            expected = min(options, key=lambda e, measured=slope.mean: abs(measured - e))
             what = "its L2 decay"
         else:
             what = "its decay per step, lr·weight_decay,"
@@ -114,16 +129,29 @@ def clipping(judge: Judge) -> list[Finding]:
     slope, factor = judge.typical("clip", ""), records.get("clip", "")
     if slope is None or factor is None or not any(info.degree == 1 for info in judge.infos):
         return []
-    norms = {n: array for n in records.names("norm before clip") if (array := records.get("norm before clip", n)) is not None}
+    norms = {
+        n: array for n in records.names("norm before clip") if (array := records.get("norm before clip", n)) is not None
+    }
     worst = max(norms, key=lambda n: float(np.nanmean(norms[n][-1])))
     advice = "clip with plan.clip_grad_norm_, which divides each tensor's norm by its expected growth, or raise the threshold"
     if judge.grade(slope) == "fail":
-        return [judge.finding(worst, "clip", "the clipping factor, which this tensor's norm dominates,", slope, 0.0, advice, "fail")]
+        return [
+            judge.finding(
+                worst, "clip", "the clipping factor, which this tensor's norm dominates,", slope, 0.0, advice, "fail"
+            )
+        ]
     share = np.nanmean(norms[worst][-1]) ** 2 / sum(np.nanmean(a[-1]) ** 2 for a in norms.values())
     upper = len(records.values) // 2
     growth = fit(records.values[-upper - 1 :], norms[worst][-upper - 1 :])
     constant = not records.clip_is_callable
-    if constant and np.all(factor[-upper:] < 0.99) and share > 0.5 and growth is not None and judge.grade(growth) == "fail" and growth.mean > 0:
+    if (
+        constant
+        and np.all(factor[-upper:] < 0.99)
+        and share > 0.5
+        and growth is not None
+        and judge.grade(growth) == "fail"
+        and growth.mean > 0
+    ):
         what = f"its gradient's norm, {share:.0%} of the clipped norm at {records.values[-1]:g},"
         return [judge.finding(worst, "clip", what, growth, 0.0, advice, "fail")]
     return []
@@ -142,7 +170,7 @@ def fixed_dimensions(judge: Judge) -> list[Finding]:
     """A tensor inside a block whose fan-out stayed fixed although its fan-in grew: often a size the user forgot to scale."""
     infos = [info for info in judge.infos if info.role in ("hidden", "input", "output") and info.sites]
     found = []
-    for info, after in zip(infos, infos[1:], strict=False):
+    for info, after in itertools.pairwise(infos):
         if info.role == "output" and after.role == "input" and info.block and after.block:
             n = int(info.fan_out[-1])
             found.append(
@@ -158,12 +186,24 @@ def diverged(judge: Judge) -> list[Finding]:
     if not records.diverged:
         return []
     smallest = {j for (i, j) in records.diverged if i == 0}
-    (i, j), (step, module) = min(records.diverged.items(), key=lambda item: (item[1][0], -item[0][0]))
+    (i, _), (step, module) = min(records.diverged.items(), key=lambda item: (item[1][0], -item[0][0]))
     name = parameter_near(judge.infos, records, module)
     size = records.values[i]
     what = f"NaN or infinite values from step {step} on, first in {module}, at {records.axis} {size:g}"
     if smallest:
-        return [Finding(name, "divergence", what, 0, 0, 0, 0, "the smallest size diverges too: lower the learning rate", "unclear")]
+        return [
+            Finding(
+                name,
+                "divergence",
+                what,
+                0,
+                0,
+                0,
+                0,
+                "the smallest size diverges too: lower the learning rate",
+                "unclear",
+            )
+        ]
     return [Finding(name, "divergence", what, 0, 0, 0, 0, "the smallest size does not diverge", "fail")]
 
 

@@ -8,8 +8,6 @@ update are both off by one and the same multiplier is right in another gauge (th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from mutransfer.check.expect import GROWS, TensorInfo
@@ -19,15 +17,6 @@ from mutransfer.check.slopes import Slope, fit, median
 
 EXCLUDED = 0.15  # a FAIL needs an interval that stays away from the expected exponent by this much
 TOO_WIDE = 0.75  # half an interval beyond which nothing is known
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A tensor's exponents: errors of init and update against the expected ones, and candidates of its multiplier."""
-
-    init: Slope | None
-    update: Slope | None
-    multipliers: tuple[Slope, ...]
 
 
 class Judge:
@@ -60,10 +49,14 @@ class Judge:
             return "fail" if low > EXCLUDED or high < -EXCLUDED else "unclear"
         return "unclear" if (high - low) / 2 > TOO_WIDE else "ok"
 
-    def finding(self, name: str, rule: str, what: str, error: Slope, expected: float, advice: str, severity: str) -> Finding:
+    def finding(
+        self, name: str, rule: str, what: str, error: Slope, expected: float, advice: str, severity: str
+    ) -> Finding:
         """A finding whose measured slope is the expected one plus this error."""
         low, high = error.interval(self.level)
-        return Finding(name, rule, what, error.mean + expected, low + expected, high + expected, expected, advice, severity)
+        return Finding(
+            name, rule, what, error.mean + expected, low + expected, high + expected, expected, advice, severity
+        )
 
     @property
     def ratio(self) -> float:
@@ -80,7 +73,10 @@ class Judge:
 
     def _update(self, info: TensorInfo, step: int) -> Slope | None:
         """Error of the update's exponent at one step, before any multiplier is considered."""
-        norms, rms = self.records.get("update operator norm", info.name, step), self.records.get("update", info.name, step)
+        norms, rms = (
+            self.records.get("update operator norm", info.name, step),
+            self.records.get("update", info.name, step),
+        )
         candidates = []
         if rms is not None and not (info.kind == "matrix" and norms is not None):
             candidates.append(rms * info.fan_in[:, None])
@@ -119,28 +115,36 @@ class Judge:
         """Errors of a head's init in units of true logits, where it should fall like fan-in^-½ wherever the multiplier is."""
         fans = np.array(self.records.fans[site], dtype=float)
         growth = fit(self.records.values, fans[:, :1])
-        outer = self.outer_multiplier(site)
-        if growth is None or outer is None:
+        if growth is None:
             return []
-        operand = self.slope("operand", site) or 0.0 * outer
-        found = []
-        for relative in self.init_errors(info, site):
-            own = relative + outer + growth.mean / 2
-            found += [own, own + operand]
+        operand, found = self.slope("operand", site), []
+        for outer in self.outer_multipliers(site):
+            for relative in self.init_errors(info, site):
+                own = relative + outer + growth.mean / 2
+                found += [own] if operand is None else [own, own + operand]
         return found
 
-    def outer_multiplier(self, site: str) -> Slope | None:
-        """The exponent of what multiplies this site's output later on, read off the gradient that comes back."""
+    def outer_multipliers(self, site: str) -> list[Slope]:
+        """Exponents of what may multiply this site's output later on, read off the gradient that comes back to it.
+
+        The loss's own gradient at the model's output is a reference: where exploding outputs make it grow (a regression) that is no
+        multiplier; where it falls, it is either a multiplier inside the loss or a loss without targets, so both readings stand.
+        """
         for step in self.records.steps("gradient at", site):
             if (slope := self.slope("gradient at", site, step)) is not None:
-                return slope
-        return None
+                loss = self.slope("gradient of output", "(model)", step)
+                if loss is None or abs(loss.mean) < 0.1:
+                    return [slope]
+                return [slope - loss] if loss.mean > 0 else [slope, slope - loss]
+        return []
 
     def head_update_errors(self, info: TensorInfo, site: str) -> list[Slope]:
         """Errors of a head's update: its step's first-order effect on the loss, and its own size times its multiplier."""
         found = [s for s in [self.typical("descent", info.name)] if s is not None]
-        plain, outer = self.update_error(info), self.outer_multiplier(site)
-        if plain is not None and outer is not None:
+        plain = self.update_error(info)
+        if plain is None:
+            return found
+        for outer in self.outer_multipliers(site):
             own = plain + (1 + info.degree) * outer
             operand = self.slope("operand", site)
             found += [own] if operand is None else [own, own + (1 + info.degree) * operand]
@@ -151,9 +155,22 @@ class Judge:
         slope = self.typical("gradient norm", info.name)
         return None if slope is None else slope - info.gradient_exponent
 
-    def common_excess(self) -> Slope | None:
-        """The median of `gradient_excess` over the body: what comes from elsewhere (a head's wrong multiplier, a clip)."""
-        return median([self.gradient_excess(info) for info in self.infos if info.role in ("hidden", "input", "vector")])
+    def common_excesses(self) -> list[Slope]:
+        """What of `gradient_excess` may come from elsewhere (a head's wrong multiplier, a clip, a draw of data).
+
+        Either what weights that are right as they stand have in common, or the median over the whole body.
+        """
+        body = [info for info in self.infos if info.role in ("hidden", "input", "vector")]
+        right = [
+            i for i in body if i.role != "vector" and all(self.within(e) for e in self._plain(i)) and self._plain(i)[1]
+        ]
+        medians = [median([self.gradient_excess(info) for info in chosen]) for chosen in (right, body)]
+        return [m for m in medians if m is not None]
+
+    def _plain(self, info: TensorInfo) -> tuple[Slope | None, Slope | None]:
+        """(init error, update error) of a body tensor without any multiplier."""
+        errors = self.init_errors(info, info.sites[0] if info.sites else None)
+        return min(errors, key=lambda s: abs(s.mean)) if errors else None, self.update_error(info)
 
     # judging ---------------------------------------------------------------------------------------------------------
 
@@ -170,7 +187,7 @@ class Judge:
 
     def judge(self) -> list[Finding]:
         """Findings of all tensors, most upstream first."""
-        common = self.common_excess()
+        common = self.common_excesses()
         last_head = max((i.order for i in self.infos if i.role == "output"), default=None)
         found: list[Finding] = []
         for info in self.infos:
@@ -185,14 +202,12 @@ class Judge:
                     found += self._tied(info, site)
         return found
 
-    def _body(self, info: TensorInfo, common: Slope | None) -> list[Finding]:
-        errors = self.init_errors(info, info.sites[0] if info.sites else None)
-        init = min(errors, key=lambda s: abs(s.mean)) if errors else None
+    def _body(self, info: TensorInfo, common: list[Slope]) -> list[Finding]:
+        init, update = self._plain(info)
         if init is not None and info.role in ("vector", "scalar") and init.mean < 0:
             falling, init = init, None  # a bias drawn like 1/√fan_in only starts closer to zero
         else:
             falling = init
-        update = self.update_error(info)
         if self.within(init) and self.within(update):
             return self._unclear(info, init, update)
         if self._rescued(info, falling, init, update, common):
@@ -200,7 +215,7 @@ class Judge:
         return self._accuse(info, init, update)
 
     def _rescued(
-        self, info: TensorInfo, falling: Slope | None, init: Slope | None, update: Slope | None, common: Slope | None
+        self, info: TensorInfo, falling: Slope | None, init: Slope | None, update: Slope | None, common: list[Slope]
     ) -> bool:
         """Whether one forward multiplier explains both errors: then the tensor is right in another gauge."""
         power = 1 + info.degree
@@ -214,17 +229,21 @@ class Judge:
         bias = info.role in ("vector", "scalar") and info.name.endswith("bias")
         if start is not None and not consistent and not bias:
             return False
-        for multiplier in [excess] + ([] if common is None else [excess - common]):
-            if abs(multiplier.mean) > self.tolerance and self.within(update + power * multiplier):
-                if start is None or bias or self.within(start + multiplier):
-                    return True
+        for multiplier in [excess, *(excess - other for other in common)]:
+            moves = abs(multiplier.mean) > self.tolerance and self.within(update + power * multiplier)
+            if moves and (start is None or bias or self.within(start + multiplier)):
+                return True
         return False
 
     def _unclear(self, info: TensorInfo, init: Slope | None, update: Slope | None) -> list[Finding]:
         found = []
         for what, error in (("init", init), ("update", update)):
             if error is not None and self.grade(error) == "unclear":
-                found.append(self.finding(info.name, "noise", f"its {what}", error, 0.0, "run more seeds or more sizes", "unclear"))
+                found.append(
+                    self.finding(
+                        info.name, "noise", f"its {what}", error, 0.0, "run more seeds or more sizes", "unclear"
+                    )
+                )
         return found
 
     def _accuse(self, info: TensorInfo, init: Slope | None, update: Slope | None) -> list[Finding]:
@@ -240,7 +259,7 @@ class Judge:
     def _update_finding(self, info: TensorInfo, update: Slope, grade: str) -> Finding:
         what = "the effect of its own update"
         if update.mean < 0 and self._eps_bites(info):
-            eps = self.records.get("eps", info.name)
+            eps = self.records.data["eps", info.name, 0]
             return self.finding(
                 info.name, "eps", what, update, 0.0,
                 f"eps {float(np.nanmax(eps)):.2g} is larger than its gradient at {self.records.values[-1]:g}: "
@@ -272,7 +291,11 @@ class Judge:
         if update is not None and (grade := self.grade(update)) != "ok":
             if init is not None and self.grade(init) == "fail" and self.within(update - (1 + info.degree) * init):
                 advice = "the same multiplier corrects its update"
-                found.append(self.finding(info.name, "readout multiplier", "the effect of its own update", update, 0.0, advice, grade))
+                found.append(
+                    self.finding(
+                        info.name, "readout multiplier", "the effect of its own update", update, 0.0, advice, grade
+                    )
+                )
             else:
                 found.append(self._update_finding(info, update, grade))
         return found

@@ -144,7 +144,7 @@ def _pair(
     for group, partners in zip(big, small, strict=True) if exact else [(alike, candidates)]:
         for i, child in enumerate(group):
             pairs[child] = partners[_pick(i, len(group), len(partners))]
-    for child, found in {} if exact else pairs.items():
+    for child, found in () if exact else list(pairs.items())[1:-1]:  # the first and the last are certain
         for relative in ours[child]:
             shape, partner = target[_join(stack, child, relative)], base.get(_join(base_stack, found, relative))
             sizes: dict[int, int] = {}

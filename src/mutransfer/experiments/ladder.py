@@ -1,136 +1,216 @@
-"""The ladder of six from standard parametrization to μP: which panel of a coordinate check each rung flattens.
-
-The published run (nanoGPT-mup, char Shakespeare): 2 layers, head size 64, context 1024, 8,192 tokens a step, σ 0.02, η 1e-2
-constant, λ 0.1, β .9/.95, clip 1, 10 steps, widths 256…4096, 5 seeds, tied head, no biases. The rungs add one change each:
-hidden init, hidden LR, logits /√N, logits /N, attention 1/d_head; the last is invisible because the head size is fixed.
-
-Every rung is written out by hand here, with no plan: it shows what a plan does, and what is missed without each part of it.
-"""
+"""From the standard parametrization to μP in five steps, each removing one growth with width."""
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from mutransfer.experiments.experiment import Experiment
 
-from mutransfer.data import load, text_batch
-from mutransfer.errors import InputError
-from mutransfer.models import GPT, GPTConfig, gpt_loss
+if TYPE_CHECKING:
+    from torch import nn
 
-RUNGS = ("sp", "+ hidden init", "+ hidden lr", "+ logits /√N", "+ logits /N", "+ attention 1/d (μP)")
-PANELS = ("wte", "attn", "mlp", "logits")
+    from mutransfer.check import CheckReport
+
+RUNGS = ("SP", "+ hidden init", "+ hidden LR", "+ logits 1/√N", "+ logits 1/N", "+ attention 1/d (μP)")
+PANELS = {"embedding": "wte", "attention": "blocks.1.attn", "MLP": "blocks.1.mlp", "logits": "head"}
 
 
 @dataclass(frozen=True)
-class LadderConfig:
-    """One ladder: widths (the first is the base), the model's fixed sizes, the data and the optimizer's base values."""
+class Config:
+    """One size of the ladder. Tied embeddings, no biases, AdamW at one learning rate, clipping at 1."""
 
     widths: tuple[int, ...]
     head_size: int
     context: int
     batch: int
-    init_std: float
     seeds: int
+    data: str
     steps: int = 10
     depth: int = 2
+    init_std: float = 0.02
     lr: float = 1e-2
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    data: str = "topics"
 
 
-def paper() -> LadderConfig:
-    """The published setting; for a GPU. `data="shakespeare"` needs the network or a local file."""
-    return LadderConfig((256, 512, 1024, 2048, 4096), 64, 1024, 8, 0.02, 5, data="shakespeare")
+def config(size: str) -> Config:
+    """The whole setting: "paper" is the published grid, "small" its structure at a sixteenth of the width."""
+    if size == "paper":
+        return Config((256, 512, 1024, 2048, 4096), head_size=64, context=1024, batch=8, seeds=5, data="shakespeare")
+    return Config((32, 64, 128, 256), head_size=16, context=64, batch=4, seeds=3, data="topics")
 
 
-def small() -> LadderConfig:
-    """The same structure for two CPU cores, a minute or two: four times narrower, so σ is twice as large (σ√width kept)."""
-    return LadderConfig((64, 128, 256, 512), 16, 128, 8, 0.04, 3)
+def build(rung: int, width: int, setting: Config, vocab_size: int) -> tuple[nn.Module, Any]:
+    """The model and optimizer of one rung (0: SP … 5: μP) by hand, as the published code does it: no plan involved."""
+    import torch
 
+    from mutransfer.hooks import Hook, attach
+    from mutransfer.models import GPT, GPTConfig
 
-def build(config: LadderConfig, rung: int) -> Callable[[int], tuple[nn.Module, torch.optim.Optimizer]]:
-    """`build(width)` for the first `rung` changes of the ladder applied to the standard parametrization, by hand."""
-    vocabulary = load(config.data, tokenizer="char").vocab_size  # type: ignore[union-attr]
-
-    def make(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-        n = width / config.widths[0]
-        model = GPT(
-            GPTConfig(
-                vocab_size=vocabulary, context=config.context, width=width, depth=config.depth, head_size=config.head_size,
-                tied=True, init_std=config.init_std, residual_init="scaled",
-            )
-        )  # fmt: skip
-        hidden = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
-        if rung >= 1:
-            with torch.no_grad():
-                for weight in hidden:
-                    weight.mul_(n**-0.5)
-        multiplier = 1 / n if rung >= 4 else n**-0.5 if rung == 3 else 1.0
-        if multiplier != 1.0:
-            model.head.register_forward_pre_hook(lambda _module, args: (args[0] * multiplier, *args[1:]))
-        # rung 5, attention 1/d_head equal to 1/√d_head at the base, changes nothing while the head size is fixed
-        known = {id(p) for p in hidden}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in model.parameters() if id(p) not in known]},
-            {"params": hidden, "lr": config.lr / n if rung >= 2 else config.lr},
-        ]
-        return model, torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-
-    return make
-
-
-def run(config: LadderConfig, progress: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-    """One row per rung: verdict, first culprit, and the slope (with interval) of each panel at the last step.
-
-    Panels are the RMS of the outputs of the embedding, attention, MLP (means over blocks) and of the logits.
-    """
-    from mutransfer.check import coord_check
-
-    data = load(config.data, tokenizer="char")
-    tokens = getattr(data, "train", None)
-    if tokens is None:
-        raise InputError(f"data={config.data!r} is not a text")
-    batches = [text_batch(tokens, step, 0, config.batch, config.context) for step in range(config.steps)]
-    rows = []
-    for rung, name in enumerate(RUNGS):
-        if progress is not None:
-            progress(f"rung {rung + 1} of {len(RUNGS)}: {name}")
-        report = coord_check(
-            build(config, rung), list(config.widths), batches, gpt_loss, steps=config.steps, seeds=config.seeds, clip=config.clip
+    growth = width / setting.widths[0]
+    model = GPT(
+        GPTConfig(
+            vocab_size=vocab_size, context=setting.context, width=width, depth=setting.depth,
+            head_size=setting.head_size, tied=True, init_std=setting.init_std,
         )
-        panels = {
-            "wte": ["wte"],
-            "attn": [f"blocks.{i}.attn" for i in range(config.depth)],
-            "mlp": [f"blocks.{i}.mlp" for i in range(config.depth)],
-            "logits": ["head"],
-        }
-        slopes = {}
-        for panel, modules in panels.items():
-            found = [report.slope("size", module, config.steps) for module in modules]
-            values = [f for f in found if f is not None]
-            slopes[panel] = tuple(sum(v[i] for v in values) / len(values) for i in range(3)) if values else None
-        rows.append({"rung": name, "verdict": report.verdict, "culprit": (report.culprits or [""])[0], **slopes})
+    )  # fmt: skip
+    hidden = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2]
+    rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
+    hooks = []
+    if rung >= 1:
+        with torch.no_grad():
+            for weight in hidden:
+                weight.mul_(growth**-0.5)
+    if rung >= 3:
+        hooks.append(Hook("head", "input", growth ** (-0.5 if rung == 3 else -1.0), "logits"))
+    if rung >= 5:
+        for i in range(setting.depth):
+            hooks.append(Hook(f"blocks.{i}.attn.q_proj", "output", setting.head_size**-0.5, "attention 1/d"))
+    attach(model, tuple(hooks))
+    # the published code leaves the decay as it is, so that lr·decay falls with width; here their product stays
+    slower, decay = (growth if rung >= 2 else 1.0), 0.1
+    groups = [{"params": hidden, "lr": setting.lr / slower, "weight_decay": decay * slower}, {"params": rest}]
+    return model, torch.optim.AdamW(groups, lr=setting.lr, betas=(0.9, 0.95), weight_decay=decay)
+
+
+def run(size: str, out: Path) -> dict[str, Any]:
+    """Six coordinate checks; `ladder.json`, `ladder.png` and `report.html` in `out`. Exit code 0 when μP passes and SP does not."""
+    from mutransfer.check import coord_check
+    from mutransfer.commands.output import Progress, finite
+    from mutransfer.data import TextData, load
+    from mutransfer.models import gpt_loss
+    from mutransfer.plan import write_text
+    from mutransfer.train.checkpoint import write_atomic
+
+    setting = config(size)
+    data = load(setting.data, context=setting.context)
+    assert isinstance(data, TextData)
+    batches = [data.batch(step, 0, setting.batch, setting.context) for step in range(setting.steps)]
+    reports: list[CheckReport] = []
+    with Progress("ladder", float(len(RUNGS))) as progress:
+        for rung, name in enumerate(RUNGS):
+
+            def at(width: int, rung: int = rung) -> tuple[nn.Module, Any]:
+                return build(rung, width, setting, data.vocab_size)
+
+            done = progress.done
+            reports.append(
+                coord_check(
+                    at, setting.widths, batches, gpt_loss, setting.steps, setting.seeds, clip=1.0,
+                    progress=_share(progress, done, name),
+                )
+            )  # fmt: skip
+    rows = slopes(reports, setting.steps)
+    verdicts = {name: report.verdict for name, report in zip(RUNGS, reports, strict=True)}
+    outcome = {
+        "exit_code": 0 if verdicts[RUNGS[-1]] == "PASS" and verdicts[RUNGS[0]] == "FAIL" else 1,
+        "size": size, "widths": setting.widths, "verdicts": verdicts, "slopes": rows, "words": words(rows, verdicts, setting),
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    picture = draw(reports, setting)
+    write_atomic(out / "ladder.png", lambda file: file.write(picture))
+    write_text(out / "ladder.json", json.dumps(finite(outcome), indent=1, ensure_ascii=False))
+    _page(out, size, rows, verdicts, picture, setting)
+    return outcome
+
+
+def _share(progress: Any, before: float, name: str) -> Callable[[int, int, str], None]:
+    def report(done: int, total: int, text: str) -> None:
+        progress.advance(before + done / total - progress.done, f"{name}, {text}")
+
+    return report
+
+
+def slopes(reports: list[CheckReport], last: int) -> list[dict[str, Any]]:
+    """Per rung and panel: the slope of log size against log width after the first and the last step (None where it is zero)."""
+    rows = []
+    for name, report in zip(RUNGS, reports, strict=True):
+        for panel, module in PANELS.items():
+            first, end = report.slope("size", module, 1), report.slope("size", module, last)
+            rows.append({"rung": name, "panel": panel, "first": first and first[0], "last": end and end[0]})
     return rows
 
 
-def table(config: LadderConfig, rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
+def words(rows: list[dict[str, Any]], verdicts: dict[str, str], setting: Config) -> str:
+    """The table as text: slopes after the last step, one line per rung."""
     lines = [
-        f"Slope of log₂ RMS against log₂ width {config.widths[0]}…{config.widths[-1]} at step {config.steps} "
-        f"({config.seeds} seeds, mean and 90 % interval).",
-        "",
-        "| rung | embedding | attention | MLP | logits | check | first culprit |",
-        "|---|---|---|---|---|---|---|",
+        f"slope of log size against log width after {setting.steps} steps, widths {setting.widths[0]} … {setting.widths[-1]}"
     ]
-    for row in rows:
-        cells = [
-            "–" if row[panel] is None else f"{row[panel][0]:+.2f} [{row[panel][1]:+.2f}, {row[panel][2]:+.2f}]"
-            for panel in PANELS
-        ]
-        lines.append(f"| {row['rung']} | {' | '.join(cells)} | {row['verdict']} | {row['culprit']} |")
-    return "\n".join(lines) + "\n"
+    lines.append(f"{'':22}" + "".join(f"{panel:>11}" for panel in PANELS) + "   verdict")
+    for name in RUNGS:
+        cells = [row["last"] for row in rows if row["rung"] == name]
+        lines.append(f"{name:22}" + "".join(f"{_number(cell):>11}" for cell in cells) + f"   {verdicts[name]}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"
+
+
+def draw(reports: list[CheckReport], setting: Config) -> bytes:
+    """PNG: one panel per kind of output, size after the last step against width, one line per rung."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(PANELS))
+    for axis, (panel, module) in zip(axes, PANELS.items(), strict=True):
+        for rung, (name, report) in enumerate(zip(RUNGS, reports, strict=True)):
+            found = [r for r in report.table if (r["kind"], r["name"], r["step"]) == ("size", module, setting.steps)]
+            values = found[0]["values"] if found else []
+            color = colormaps["viridis"](0.05 + 0.17 * rung)
+            axis.plot(setting.widths, values, marker=".", color=color, label=name) if values else None
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(setting.widths, [str(width) for width in setting.widths])
+        axis.set_title(panel)
+        axis.set_xlabel("width")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel(f"root mean square after {setting.steps} steps")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(RUNGS), frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def _page(
+    out: Path, size: str, rows: list[dict[str, Any]], verdicts: dict[str, str], picture: bytes, setting: Config
+) -> None:
+    from mutransfer.report import Provenance, Section, Table, write_page
+
+    table = Table(
+        ("rung", *(f"{panel}, step {step}" for panel in PANELS for step in (1, setting.steps)), "verdict"),
+        tuple(
+            (
+                name,
+                *(_number(row[at]) for row in rows if row["rung"] == name for at in ("first", "last")),
+                verdicts[name],
+            )
+            for name in RUNGS
+        ),
+        "Slope of log size against log width",
+    )
+    section = Section(
+        "Each rung removes one growth",
+        paragraphs=(
+            "Activations of μP stay the same size at every width; logits of the tied head fall like width^-½ at the start, as they "
+            "should. The last rung is invisible because the head size is fixed. The published code leaves the decay of hidden "
+            "weights unscaled, which the check would fail: here learning rate times decay stays fixed.",
+        ),
+        pictures=((picture, "Size of embedding, attention, MLP and logits against width, one line per rung"),),
+        tables=(table,),
+    )
+    facts = Provenance.now(
+        f"mutransfer experiments {LADDER.name} --size {size}", data=setting.data, seeds=str(setting.seeds)
+    )
+    write_page(out / "report.html", "The ladder from SP to μP", [section], facts)
+
+
+LADDER = Experiment(
+    "coord-ladder", "coordinate checks from SP to μP in six rungs, each removing one growth", "nanoGPT-mup", run
+)

@@ -1,0 +1,37 @@
+"""The commands: one frozen dataclass each, whose fields are its arguments and whose `run` returns the exit code.
+
+Nothing heavy is imported before a command runs: help must be instant.
+"""
+
+from typing import Annotated
+
+from tyro.conf import subcommand
+
+from mutransfer.commands.check import Check
+from mutransfer.commands.data import Data, List, Prepare
+from mutransfer.commands.experiments import Experiments
+from mutransfer.commands.generate import Generate
+from mutransfer.commands.plan import Plan
+from mutransfer.commands.quickstart import Quickstart
+from mutransfer.commands.train import Train
+
+COMMANDS = {
+    "quickstart": Quickstart,
+    "plan": Plan,
+    "check": Check,
+    "train": Train,
+    "generate": Generate,
+    "data": Data,
+    "data list": List,
+    "data prepare": Prepare,
+    "experiments": Experiments,
+}
+Command = (
+    Annotated[Quickstart, subcommand("quickstart", description=Quickstart.summary)]
+    | Annotated[Plan, subcommand("plan", description=Plan.summary)]
+    | Annotated[Check, subcommand("check", description=Check.summary)]
+    | Annotated[Train, subcommand("train", description=Train.summary)]
+    | Annotated[Generate, subcommand("generate", description=Generate.summary)]
+    | Annotated[Data, subcommand("data", description=Data.summary)]
+    | Annotated[Experiments, subcommand("experiments", description=Experiments.summary)]
+)

@@ -1,0 +1,116 @@
+"""`mutransfer train`: one run from a frozen config, with a live line; the same command continues it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from tyro.conf import Positional, arg
+
+from mutransfer.errors import InputError
+
+if TYPE_CHECKING:
+    from mutransfer.train import RunConfig, RunResult
+
+
+@dataclass(frozen=True)
+class Train:
+    """One training run. An interrupted run continues exactly when the same command is given again.
+
+    Examples:
+      mutransfer train experiments.py:config --out runs/a
+      mutransfer train gpt --set width=128 base.width=32 depth=2 head_size=16 context=64 lr=0.01 steps=300 --out runs/b
+    """
+
+    summary: ClassVar[str] = "one training run, continued by the same command"
+
+    config: Annotated[Positional[str], arg(metavar="CONFIG")]
+    """A function without arguments that returns a RunConfig, as package.module:name or file.py:name; or gpt, mlp, resnet."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Checkpoint and result go there."""
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = ()
+    """Fields of RunConfig or of its model, such as lr=0.01 width=128 recipe=mup; base.width=32 names the base's width."""
+    fresh: bool = False
+    """Start over instead of continuing the run that is there."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def run(self) -> int:
+        """Train and say how it ended. Returns 0 for a finished run, 1 for one that diverged."""
+        from mutransfer.commands.output import Progress, require_folder, show_json
+        from mutransfer.train import LogPoint, train
+
+        require_folder(self.out)
+        config = self._config()
+        with Progress(self._label(config), config.steps) as progress:
+            started = False
+
+            def log(point: LogPoint) -> None:
+                nonlocal started
+                if not started:  # a continued run starts where it was: its earlier updates cost nothing now
+                    started, progress.done = True, 0.0
+                held = "" if point.val_loss is None else f", validation {point.val_loss:.4f}"
+                progress.advance(point.step - progress.done, f"step {point.step} loss {point.loss:.4f}{held}")
+
+            result = train(config, folder=self.out, resume=not self.fresh, on_log=log)
+        if self.json:
+            show_json({"folder": self.out, "config": config.to_dict(), **result.to_dict()})
+        else:
+            print(self._words(result))
+        return 0 if result.status == "finished" else 1
+
+    def _label(self, config: RunConfig) -> str:
+        return f"{config.model_kind} {config.recipe}"
+
+    def _words(self, result: RunResult) -> str:
+        if result.status == "diverged":
+            return f"DIVERGED: {result.reason}; recorded in {self.out}"
+        held = "" if result.val_loss is None else f", validation loss {result.val_loss:.4f}"
+        return (
+            f"finished: {result.params:,} parameters, {len(result.losses)} updates, "
+            f"training loss {result.train_loss:.4f} (mean of the last {min(50, len(result.losses))}){held}; in {self.out}"
+        )
+
+    def _config(self) -> RunConfig:
+        from mutransfer.commands.builtin import MODELS, config_fields
+        from mutransfer.commands.user_code import find_function, pairs
+        from mutransfer.train import RunConfig
+
+        given = pairs(self.set, "--set")
+        if self.config in MODELS:
+            values: dict[str, Any] = {"model": {"kind": self.config}}
+        else:
+            made = find_function(self.config, "function config() -> RunConfig", MODELS)()
+            if not isinstance(made, RunConfig):
+                raise InputError(
+                    f"{self.config}() returned a {type(made).__name__}: return a mutransfer.train.RunConfig"
+                )
+            values = made.to_dict()
+        kind = values["model"]["kind"]
+        base = dict(values.get("base", {}))
+        for name, value in given.items():
+            if name.startswith("base."):
+                base[name.removeprefix("base.")] = value
+            elif name in config_fields(kind):
+                values["model"][name] = value
+            else:
+                values[name] = value
+        values["base"] = base
+        if self.config in MODELS:
+            self._fit(values, given)
+        return RunConfig.from_dict(values)
+
+    def _fit(self, values: dict[str, Any], given: dict[str, Any]) -> None:
+        """What a built-in model's user need not say: its data set, and the fields that the data decides."""
+        from mutransfer.commands.builtin import DATA, fitted
+        from mutransfer.data import load
+
+        values.setdefault("data", DATA[self.config])
+        if not values["base"]:
+            values.setdefault("recipe", "sp")  # nothing to transfer from: the model as it is written
+        tokenizer = values.get("tokenizer")
+        if isinstance(values["data"], str) and (tokenizer is None or isinstance(tokenizer, str)):
+            for name, value in fitted(self.config, load(values["data"], tokenizer=tokenizer)).items():
+                if name not in given:
+                    values["model"][name] = value

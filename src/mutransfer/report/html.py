@@ -1,0 +1,67 @@
+"""Sections as one HTML file that needs nothing else: no network, no scripts, light and dark, printable."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mutransfer.plan import write_text
+from mutransfer.report.provenance import Provenance
+
+# verdict → the class of its badge: how good the news is
+_MOOD = {
+    "PASS": "good", "HOLDS": "good", "FAIL": "bad", "DRIFTS": "bad", "INCONCLUSIVE": "unclear",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; numbers are right-aligned by the names of their columns in `right`."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+    right: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a page: a heading with an optional verdict, paragraphs, pictures (PNG bytes, description), tables, fixed text."""
+
+    title: str
+    verdict: str = ""
+    paragraphs: tuple[str, ...] = ()
+    pictures: tuple[tuple[bytes, str], ...] = ()
+    tables: tuple[Table, ...] = ()
+    fixed: str = ""
+    folded: str = ""
+    """With a label here, the fixed text is folded away under it."""
+
+    @property
+    def mood(self) -> str:
+        """The badge's class: good, bad or unclear."""
+        return _MOOD.get(self.verdict, "unclear")
+
+    @property
+    def images(self) -> list[tuple[str, str]]:
+        """(data URI, description) of each picture."""
+        return [(f"data:image/png;base64,{base64.b64encode(data).decode()}", alt) for data, alt in self.pictures]
+
+
+def render(title: str, sections: Sequence[Section], provenance: Provenance) -> str:
+    """The whole page as HTML text; everything from the user is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("mutransfer", "report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    page = environment.get_template("page.html.j2")
+    return page.render(title=title, sections=sections, facts=provenance.facts)
+
+
+def write_page(path: Path, title: str, sections: Sequence[Section], provenance: Provenance) -> None:
+    """Render into a file, whole or not at all. Raises InputError when the place cannot be written."""
+    write_text(path, render(title, sections, provenance))

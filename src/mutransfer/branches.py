@@ -54,7 +54,9 @@ def last_modules(
     the line to write.
     """
     modules = {clean(path): module for path, module in model.named_modules()}
-    blocks = sorted({s.block for s in shapes if s.block and math.prod(s.target_shape) > 1})  # also where depth alone grows
+    blocks = sorted(
+        {s.block for s in shapes if s.block and math.prod(s.target_shape) > 1}
+    )  # also where depth alone grows
     if declared:
         return _declared(modules, shapes, blocks, declared)
     for stack in stacks:
@@ -100,7 +102,7 @@ def _declared(
             found[owner] = (*found.get(owner, ()), *_with_bias(modules[owner], attribute))
     for path, attributes in found.items():
         matrices = [a for a in attributes if not is_norm(modules[path]) and _parameter(modules[path], a).ndim > 1]
-        if len([a for a in matrices if "parametrizations" not in a]) > 1:
+        if len([a for a in matrices if "parametrizations" not in a and not a.endswith("bias")]) > 1:
             raise InputError(f"branch_out: {path!r} holds {len(matrices)} matrices ({', '.join(matrices[:3])}, …); name the "
                              f"last one of each residual branch, e.g. {collapse(f'{path}.{matrices[-1]}')!r}")  # fmt: skip
     missing = [b for b in blocks if not any(p == b or p.startswith(f"{b}.") or b.startswith(f"{p}.") for p in found)]
@@ -165,7 +167,7 @@ def _ends_of(path: str, block: nn.Module) -> set[str]:
         if inside and not split and not any(end.startswith(f"{name}.") for end in ends):
             raise InputError(_unknown(path, block, f"{name} ({type(child).__name__})"))
     direct = [m for m in matrices if "." not in m and not list(block.get_submodule(m).children())]
-    if direct and not set(direct) & ends:
+    if direct and not any(end == m or end.startswith(f"{m}.") for end in ends for m in direct):
         raise InputError(_unknown(path, block))
     ends = {_closed(block, end, matrices) for end in ends}
     for addend in (a for a in added if a.norm):
@@ -201,7 +203,7 @@ def _named(block: nn.Module, name: str) -> str | None:
     """This module where its name is one that ends branches, or its bare stack of matrices with such a name."""
     module = block.get_submodule(name)
     own = [key for key, p in module._parameters.items() if p is not None and p.ndim > 1]
-    if len(own) > 1:
+    if len(own) > 1:  # a stack of experts
         return next((f"{name}.{key}" if name else key for key in own if _ENDS.search(key)), None)
     if not _ENDS.search(name):
         return None
@@ -271,6 +273,7 @@ def _tidy(names: Iterable[str], block: nn.Module) -> list[str]:
     """A module that owns several matrices is not one end: the last of them is."""
     result = []
     for name in names:
-        own = [key for key, p in block.get_submodule(name)._parameters.items() if p is not None and p.ndim > 1]
+        tensors = block.get_submodule(name)._parameters
+        own = [key for key, p in tensors.items() if p is not None and p.ndim > 1 and not key.endswith("bias")]
         result.append(f"{name}.{own[-1]}".lstrip(".") if len(own) > 1 else name)
     return result

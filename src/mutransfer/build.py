@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from mutransfer.recipes import recipe_named
 from mutransfer.rules import MODES, Mode
 from mutransfer.shapes import compare_with_stacks
 from mutransfer.solver import Solver
+
+_DEPTH_KEY = re.compile(r"(^|_)(depth|n_?layers?|layers?|n_?blocks?|blocks|stages)$", re.IGNORECASE)
 
 
 def plan(
@@ -61,6 +64,8 @@ def plan(
         raise InputError(f"base={sizes[0]} and target={sizes[1]} give the same shapes: the factory does not use them")
     serial = branches.depth_stacks(stacks)
     depth = branches.depth_ratio(serial)
+    if sizes and depth == 1.0 and chosen.depth_exponent is not None:
+        _refuse_hidden_depth(chosen.name, *sizes)
     solver = Solver(chosen, main, rest, names, mode, placement, depth, serial, shapes, big, small, big_laws)
     rows = solver.rows(small_laws, branch_out, head_size)
     return Plan(
@@ -85,6 +90,13 @@ def _key(optimizer: Any, facts: OptimizerFacts) -> str:
     if isinstance(optimizer, str):
         return optimizer.lower()
     return optimizer.__name__.lower() if isinstance(optimizer, type) else facts.name
+
+
+def _refuse_hidden_depth(recipe: str, base: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    for key, value in target.items():
+        if _DEPTH_KEY.search(key) and key in base and base[key] != value:
+            raise InputError(f"{key}={base[key]} → {value}, but no repeated blocks grow (one block applied again and again?): "
+                             f"recipe={recipe!r} has no depth to see; use recipe='mup', which has no depth rule")  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

@@ -76,9 +76,10 @@ def _materialise(model: nn.Module) -> None:
 def _clear_padding(model: nn.Module, drawn: set[int]) -> None:
     """torch keeps the padding row of an embedding at zero, and its gradient too: a new draw must not fill it for ever."""
     for module in model.modules():
-        lookup = isinstance(module, nn.Embedding | nn.EmbeddingBag) and id(module.weight) in drawn
-        if lookup and module.padding_idx is not None:
-            module.weight[module.padding_idx].zero_()
+        row: Any = module.padding_idx if isinstance(module, nn.Embedding | nn.EmbeddingBag) else None
+        table: Any = module._parameters.get("weight")
+        if row is not None and id(table) in drawn:
+            table[row].zero_()
 
 
 def _draw(parameter: Any, law: Law, seed: int, name: str) -> None:
@@ -106,9 +107,11 @@ def _rescale(plan: Plan, row: Row, parameter: Tensor, seed: int) -> None:
         draw.fill(parameter, wanted, seed, row.name)
     else:
         factor = wanted.std / own.std
+        if math.isclose(factor, 1.0, rel_tol=1e-12) and own.mean == wanted.mean:
+            return  # the same law up to the rounding of √(ratio): not a bit may change
         if own.mean or wanted.mean:
             parameter.sub_(own.mean).mul_(factor).add_(wanted.mean)
-        elif factor != 1.0:
+        else:
             parameter.mul_(factor)
 
 

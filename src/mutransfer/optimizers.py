@@ -18,7 +18,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -65,6 +65,13 @@ class OptimizerFacts:
             raise InputError(
                 f"norm={self.norm!r} of optimizer {self.name!r}: one of {GRADIENT!r}, {_quoted(SQUARED_NORMS)}"
             )
+        for key, known in (
+            ("kind", get_args(Kind)),
+            ("eps_kind", (*get_args(EpsKind), None)),
+            ("decay", get_args(Decay)),
+        ):
+            if getattr(self, key) not in known:
+                raise InputError(f"{key}={getattr(self, key)!r} of optimizer {self.name!r}: one of {_quoted(known)}")
         if (self.norm == GRADIENT) != (self.degree == 1):
             raise InputError(f"optimizer {self.name!r}: norm {GRADIENT!r} and degree 1 belong together")
 

@@ -369,6 +369,18 @@ def test_wrong_declarations_are_refused(declared, problem) -> None:
         ends(Nameless, declared)
 
 
+def test_a_spectrally_normalised_end_is_refused_because_it_divides_the_multiplier_away() -> None:
+    class Normalised(PreNorm):
+        def __init__(self, n: int) -> None:
+            super().__init__(n)
+            nn.utils.parametrizations.spectral_norm(self.mlp.down_proj)
+
+    small, big = (nn.Sequential(*(Normalised(n) for _ in range(d))) for n, d in ((4, 2), (8, 4)))
+    shapes, stacks = compare_with_stacks(small, big)
+    with pytest.raises(mt.InputError, match=r"'0\.mlp\.down_proj' ends a residual branch and is normalised"):
+        last_modules(big, shapes, stacks, ())
+
+
 def test_lists_whose_growth_may_be_side_by_side_are_refused() -> None:
     class Multi(nn.Module):
         def __init__(self, n: int, k: int) -> None:

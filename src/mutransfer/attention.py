@@ -65,8 +65,7 @@ def head_size(module: nn.Module) -> int | None:
         heads = next((v for n in _HEADS if isinstance(v := getattr(owner, n, None), int) and v > 0), None)
         if heads is None:
             continue
-        query = next((child for name, child in module.named_children() if _QUERY.match(name)), None)
-        rows = getattr(query, "out_features", None)
+        rows = _query_rows(module)
         if rows is None:
             rows = next(
                 (v for o in (module, config) for n in _WIDTH if isinstance(v := getattr(o, n, None), int)), None
@@ -74,6 +73,15 @@ def head_size(module: nn.Module) -> int | None:
         if isinstance(rows, int) and rows % heads == 0:
             return rows // heads
     return None
+
+
+def _query_rows(module: nn.Module) -> int | None:
+    """heads × head size: the features of the query, or those that the output projection reads."""
+    children = dict(module.named_children())
+    query = next((getattr(c, "out_features", None) for name, c in children.items() if _QUERY.match(name)), None)
+    output = next((getattr(c, "in_features", None) for name, c in children.items() if _OUTPUT.match(name)), None)
+    bare = next((p.shape for name, p in module._parameters.items() if p is not None and _QUERY.match(name)), (0, 1))
+    return query or output or (bare[0] if len(bare) == 2 and bare[0] == bare[1] else None)
 
 
 def looks_like_attention(module: nn.Module) -> bool:

@@ -135,7 +135,7 @@ def _matrices(block: nn.Module) -> list[str]:
         )
         and not isinstance(module, nn.Embedding)
         and not is_norm(module)
-        and not type(module).__name__.startswith("Parametri")
+        and "parametrizations" not in name
         and not _SHORTCUT.search(name)
         and not _GATES.search(name)
     ]
@@ -244,6 +244,10 @@ def _check_sizes(
 ) -> None:
     """Every end of a block writes to the same stream: the same number of features."""
     inside = {shape.name: shape for shape in shapes if shape.name.startswith(block)}
+    for path, attributes in ends.items():
+        if any(a.endswith(("weight_orig", "weight.original")) for a in attributes):
+            raise InputError(f"{path!r} ends a residual branch and is normalised (spectral norm), which divides any multiplier "
+                             f"away; remove its norm, or use recipe='mup' for no depth rule")  # fmt: skip
     sizes: dict[float, str] = {}
     for path, attributes in ends.items():
         for attribute in attributes:

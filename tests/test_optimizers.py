@@ -14,7 +14,7 @@ from torch import nn
 
 import mutransfer as mt
 from mutransfer.errors import InputError
-from mutransfer.models import gpt_factory
+from mutransfer.models import gpt_factory, mlp_factory
 from mutransfer.optimizers import GRADIENT, REGISTRY, SQUARED_NORMS, facts_for, optimizer_class
 from tests.plan_cases import Lion, build, train
 
@@ -58,6 +58,66 @@ def test_a_muon_step_changes_the_outputs_by_the_same_amount_at_every_width(name:
         native = math.sqrt(max(1.0, fan_out / fan_in)) if name != "muon-kimi" else 0.2 * math.sqrt(max(fan_in, fan_out))
         found.append(math.sqrt(fan_in / fan_out) * lr * native)  # what torch's Muon multiplies by is its own
     assert found == pytest.approx([found[0]] * 3, rel=1e-12)
+
+
+class NamedLayers(nn.Module):
+    def __init__(self, width: int, depth: int = 1) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(5, width), nn.Linear(width, 3 * width), nn.Linear(3 * width, 4)
+
+
+def sequential(width: int, depth: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))
+
+
+class ViTLike(nn.Module):
+    def __init__(self, width: int, depth: int = 2) -> None:
+        super().__init__()
+        self.cls, self.patch = nn.Parameter(torch.zeros(1, 1, width)), nn.Linear(48, width)
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, 2, 4 * width) for _ in range(depth))
+        self.head = nn.Linear(width, 10)
+
+
+STRUCTURES: dict[str, tuple[Any, set[str]]] = {
+    "gpt, fixed kv heads": (gpt_factory(vocab_size=17, context=8, head_size=8, kv_heads=1), {"q_proj", "k_proj", "v_proj", "out_proj", "up", "down"}),
+    "tied gpt": (gpt_factory(vocab_size=17, context=8, head_size=8, tied=True), {"q_proj", "k_proj", "v_proj", "out_proj", "up", "down"}),
+    "named layers": (NamedLayers, {"fc2"}),
+    "sequential": (sequential, {"2"}),
+    "mlp": (mlp_factory(inputs=12, outputs=5), {"0", "1"}),
+    "residual mlp": (mlp_factory(inputs=12, outputs=5, residual=True, norm="layernorm"), {"up", "down"}),
+    "vit": (ViTLike, {"self_attn", "out_proj", "linear1", "linear2"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_muon_runs_the_same_tensors_at_every_ratio(structure: str) -> None:
+    """The base tunes the very mix that the target trains: growth plays no part in who runs what."""
+    make, expected = STRUCTURES[structure]
+    found = []
+    for target in (dict(width=16, depth=2), dict(width=48, depth=2)):
+        plan = mt.plan(make, base=dict(width=16, depth=2), target=target, optimizer="muon", head_size=(8, 8))
+        found.append({row.name: row.optimizer for row in plan.rows})
+        assert not any("runs under" in note for note in plan.notes)
+    assert found[0] == found[1]
+    assert {name.split(".")[-2] for name, optimizer in found[0].items() if optimizer == "muon"} == expected
+
+
+def test_where_position_and_growth_disagree_the_plan_says_so_and_roles_decide() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.inputs, self.body = nn.Linear(5, width), nn.Linear(width, width)
+            self.policy, self.value = nn.Linear(width, 4), nn.Linear(width, 1)
+
+    sizes = dict(base=dict(width=16), target=dict(width=32))
+    plan = mt.plan(TwoHeads, **sizes, optimizer="muon")
+    assert plan["policy.weight"].optimizer == "muon" and any("policy.weight runs under" in note for note in plan.notes)
+    told = mt.plan(TwoHeads, **sizes, optimizer="muon", roles={"policy.weight": "output"})
+    assert told["policy.weight"].optimizer == "adamw" and told["body.weight"].optimizer == "muon" and not told.notes
+    alone = mt.plan(
+        TwoHeads, base=dict(width=16), target=dict(width=16), optimizer="muon", roles={"policy.weight": "output"}
+    )
+    assert [row.optimizer for row in alone.rows] == [row.optimizer for row in told.rows]
 
 
 @pytest.mark.parametrize(("name", "size"), [("lion", 1.0), ("adamw", 1.0), ("sgd", None)])
@@ -162,7 +222,7 @@ def test_a_class_made_in_a_function_runs_here_and_is_named_elsewhere(tmp_path: P
     plan.save(tmp_path / "plan.json")
     script = f"""
 import mutransfer as mt
-from mutransfer.models import gpt_factory
+from mutransfer.models import gpt_factory, mlp_factory
 plan = mt.Plan.load({str(tmp_path / "plan.json")!r})
 model = gpt_factory(vocab_size=17, context=8, head_size=8)(width=32)
 assert plan.groups(model, lr=0.1, weight_decay=0.1)

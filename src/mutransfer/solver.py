@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from mutransfer.errors import InputError
 from mutransfer.explain import derivation
 from mutransfer.hooks import Hook
 from mutransfer.laws import UNKNOWN, Law
+from mutransfer.matrices import inner_matrices
 from mutransfer.optimizers import OptimizerFacts
 from mutransfer.plan import Row
 from mutransfer.recipes import Recipe
@@ -41,13 +42,15 @@ class Solver:
         big: nn.Module,
         small: nn.Module,
         laws: dict[str, Law],
+        roles: Mapping[str, str] | None,
     ) -> None:
         self.recipe, self.main, self.rest, self.names = recipe, main, rest, names
         self.mode: Mode = mode
         self.placement, self.depth, self.stacks, self.shapes = placement, depth, stacks, shapes
         self.big, self.small, self.laws = big, small, laws
         self.hooks: list[Hook] = []
-        self.notes: list[str] = []
+        self.inner, notes = inner_matrices(shapes, roles)
+        self.notes: list[str] = notes if main.matrix_only else []
         self.absorbing: dict[str, list[tuple[float, str]]] = {}  # tensor → factors that move into it, with the reason
 
     @property
@@ -69,18 +72,9 @@ class Solver:
         return self.depth_rule and branches.in_branch(shape.name, self.stacks)
 
     def _facts(self, shape: TensorShape) -> tuple[str, OptimizerFacts]:
-        matrix = shape.role == "hidden" and len(shape.target_shape) == 2
-        if shape.role == "scalar" and len(shape.target_shape) == 2 and shape.target_shape == shape.base_shape:
-            # at ratio 1 nothing grows: a matrix is what would be one if it did
-            matrix = {"in", "out"} == set(shape.axes) and not shape.aliases and shape.kind.split(".")[0] != "Embedding"
-            matrix = matrix and not self._edge(shape)
-        if self.main.matrix_only and not matrix:
+        if self.main.matrix_only and shape.name not in self.inner:
             return self.names[1], self.rest
         return self.names[0], self.main
-
-    def _edge(self, shape: TensorShape) -> bool:
-        """Whether this matrix is the model's first or last (outside every numbered stack): its input or its head."""
-        return not re.search(r"(^|\.)\d+\.", shape.name)
 
     def _carry(self, module: str, attributes: Sequence[str], factor: float, reason: str, where: str | None) -> None:
         """Put a forward multiplier on a module: into its tensors, or by a hook where the user asked for multipliers."""

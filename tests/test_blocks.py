@@ -175,6 +175,7 @@ def test_a_model_that_is_itself_a_stack_has_blocks() -> None:
         ({"a.w": (2,)}, {"a.w": (4,), "b.w": (4,)}, "'b.w' of the target has no counterpart"),
         ({"a.w": (2,), "b.w": (2,)}, {"a.w": (4,)}, "'b.w' of the base model has no counterpart"),
         ({"a.w": (2, 2)}, {"a.w": (4,)}, r"has shape \(4,\) in the target but \(2, 2\)"),
+        ({"block0.w": (2,)}, {"block0.w": (4,), "block1.w": (4,)}, "blocks must be numbered children"),
         ({"h.0.w": (2,)}, {"h.0.w": (4,), "h.1.v": (4,)}, "'h.1.v' of the target has no counterpart"),
     ],
 )

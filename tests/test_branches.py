@@ -381,6 +381,18 @@ def test_a_spectrally_normalised_end_is_refused_because_it_divides_the_multiplie
         last_modules(big, shapes, stacks, ())
 
 
+def test_a_list_of_bare_matrices_is_a_stack_whose_ends_must_be_named() -> None:
+    class Listed(nn.Module):
+        def __init__(self, n: int, depth: int) -> None:
+            super().__init__()
+            self.ws = nn.ParameterList(torch.randn(n, n) for _ in range(depth))
+
+    shapes, stacks = compare_with_stacks(Listed(4, 2), Listed(8, 4))
+    with pytest.raises(mt.InputError, match=r"branch_out=\['ws\.\*'\]"):
+        last_modules(Listed(8, 4), shapes, stacks, ())
+    assert last_modules(Listed(8, 4), shapes, stacks, ["ws.*"]) == {"ws": ("0", "1", "2", "3")}
+
+
 def test_lists_whose_growth_may_be_side_by_side_are_refused() -> None:
     class Multi(nn.Module):
         def __init__(self, n: int, k: int) -> None:

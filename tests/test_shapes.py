@@ -440,3 +440,11 @@ def test_names_are_the_users_own_under_torch_compile() -> None:
 
 def test_identical_models_have_no_growth() -> None:
     assert all(s.role == "scalar" for s in compare(nn.Linear(3, 3), nn.Linear(3, 3)))
+
+
+def test_a_factory_with_one_number_per_layer_plans() -> None:
+    def make(width: int, depth: int) -> nn.Module:
+        return Deep(width, depth, depth)
+
+    plan = mt.plan(make, base=dict(width=4, depth=2), target=dict(width=8, depth=6), recipe="completep")
+    assert (plan["lambdas"].role, plan.depth) == ("scalar", 3.0)

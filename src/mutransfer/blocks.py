@@ -93,7 +93,8 @@ def match(
         found = name if name in base and not any(map(_DIGITS.match, name.split("."))) else resolve(name)
         if found not in base:
             near = ", ".join(list(base)[:3])
-            raise InputError(f"{name!r} of the target has no counterpart in the base model (which has {near}, …)")
+            hint = _numbered_by_name(name, base)
+            raise InputError(f"{name!r} of the target has no counterpart in the base model (which has {near}, …){hint}")
         if len(base[found]) != len(target[name]):
             raise InputError(
                 f"{name!r} has shape {target[name]} in the target but {base[found]} ({found!r}) in the base: "
@@ -180,6 +181,16 @@ def _siblings(
 def _fold(path: str) -> str:
     """The path with every number replaced by `#`."""
     return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1#", path)
+
+
+def _numbered_by_name(name: str, base: Mapping[str, tuple[int, ...]]) -> str:
+    """What to do where blocks are attributes such as `block2`: only numbers of their own are seen as a stack."""
+
+    def fold(path: str) -> str:
+        return re.sub(r"\d+", "#", path)
+
+    alike = any(fold(other) == fold(name) for other in base)
+    return "; blocks must be numbered children (nn.ModuleList or nn.Sequential) to be matched" if alike else ""
 
 
 def _join(*parts: str) -> str:

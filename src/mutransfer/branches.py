@@ -101,6 +101,8 @@ def _declared(
             owner, _, attribute = name.rpartition(".")
             found[owner] = (*found.get(owner, ()), *_with_bias(modules[owner], attribute))
     for path, attributes in found.items():
+        if isinstance(modules[path], nn.ParameterList | nn.ParameterDict):
+            continue  # each of its tensors is one layer
         matrices = [a for a in attributes if not is_norm(modules[path]) and _parameter(modules[path], a).ndim > 1]
         if len([a for a in matrices if "parametrizations" not in a and not a.endswith("bias")]) > 1:
             raise InputError(f"branch_out: {path!r} holds {len(matrices)} matrices ({', '.join(matrices[:3])}, …); name the "

@@ -128,10 +128,11 @@ def check_third_size(
         if known is None:
             continue
         for axis, (b, t, x) in enumerate(zip(shape.base_shape, known.target_shape, shape.target_shape, strict=True)):
-            if shape.axes[axis : axis + 1] == ("stack",):
+            if "stack" in (*shape.axes[axis : axis + 1], *known.axes[axis : axis + 1]):
                 continue  # one entry per layer: it follows the depth, which the third size does not change
             if (b == t) != (b == x):
                 raise InputError(
                     f"{shape.base_name!r}: axis {axis} is {b} at {dict(base)}, {t} at {dict(target)} and {x} at {third}: "
-                    f"it grows on one step only (rounded or clamped in your code?); choose sizes where it grows or stays"
+                    f"it grows on one step only (rounded or clamped in your code?); choose sizes where it grows or stays, or label "
+                    f"that axis 'stack' if it holds one entry per layer: axes={{{collapse(shape.base_name)!r}: 'stack …'}}"
                 )

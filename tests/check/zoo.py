@@ -367,6 +367,7 @@ def correct() -> list[Variant]:
         Variant("gpt head size grows, by hand, zero query", zero="q.weight", options={**fixed, "by_hand": True}),
         Variant("gpt dict outputs", options={"dictionary": True}),
         Variant("gpt grouped queries", options={"kv": "half"}),
+        Variant("gpt one key/value head", options={"kv": 1}),
         Variant("gpt embedding × √n", defects={"^w[tp]e": (-0.5, -0.5)}, options={"embed": "root"}),
         Variant(
             "gpt decay coupled rightly", decay=lambda name, r: 0.1 * r if role(name) in ("hidden", "output") else 0.1

@@ -73,13 +73,15 @@ def describe(records: Records, degrees: dict[str, int]) -> list[TensorInfo]:
         )
     compared = _compare(records)
     last = 1.0 + max([s.order for s in records.sites.values()] + list(records.first_use.values()), default=0)
+    weight_order = {site.module: site.order for site in records.sites.values()}
     infos = []
     for name, shape in shapes_at[-1].items():
         if name not in records.optimizer_of or any(name not in s for s in shapes_at):
             continue
         sites = [key for key, site in records.sites.items() if site.param == name]
         known = [key for key in sites if len(records.fans.get(key, [])) == len(records.values)]
-        own = records.first_use.get(name.rpartition(".")[0])
+        module = name.rpartition(".")[0]
+        own = weight_order.get(module, records.first_use.get(module))  # a bias acts after the weight of its module
         if known:
             pairs = np.array(records.fans[known[0]], dtype=float)
             fan_in, fan_out = pairs[:, 0], pairs[:, 1]
@@ -103,7 +105,7 @@ def describe(records: Records, degrees: dict[str, int]) -> list[TensorInfo]:
                 known, any(part.isdigit() for part in name.split(".")), shape,
             )
         )  # fmt: skip
-        if len(shape) <= 1:  # gains and biases act after the weight of the same module
+        if len(shape) <= 1:
             infos[-1].order += 0.5
     return sorted(infos, key=lambda info: info.order)
 

@@ -53,7 +53,7 @@ def draw(report: CheckReport, path: Path) -> Path:
     for axes in (left, middle, right):
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=min(7, len(handles) or 1), frameon=False, fontsize=9)  # fmt: skip
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles) or 1, frameon=False, fontsize=9)  # fmt: skip
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=130)
     return write_whole(path, buffer.getvalue())
@@ -88,13 +88,15 @@ def _panel(report: CheckReport, axes: Axes, kind: str, step: int, title: str, ro
         if np.all(np.isnan(y)):
             continue
         drawn.append(y)
-        role = role_of(name)
+        role = role_of(name) if name != "(model)" else "output"
         role = role if role in COLOURS else ""
         guilty = name in culprits or any(c.rpartition(".")[0] == name for c in culprits)
         if guilty:
             axes.plot(x, y, color=CULPRIT, lw=2.0, marker="o", ms=4, zorder=3, label="culprit")
             if len(culprits) <= 3 and np.isfinite(y[-1]):
-                axes.annotate(name, (x[-1], y[-1]), xytext=(-4, 6), textcoords="offset points", ha="right", fontsize=8)
+                axes.annotate(
+                    name, (x[-1], y[-1]), xytext=(-6, -13), textcoords="offset points", ha="right", fontsize=8
+                )
         else:
             axes.plot(x, y, color=COLOURS[role], lw=1.1, alpha=0.75, marker="o", ms=2.5, label=LABELS[role])
     axes.set_xscale("log", base=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import random
 import warnings
@@ -15,21 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from mutransfer.check import feed
-from mutransfer.check.trace import Attention, Site, Trace
+from mutransfer.check.optimizer import check_states, default_decay, erased_ratios, operator_norm
+from mutransfer.check.seen import Attention, Site
+from mutransfer.check.trace import Trace
 from mutransfer.errors import InputError
 from mutransfer.optimizers import OptimizerFacts, facts_for
-
-POWER_ITERATIONS = 8
-SHAPED_STATES = (
-    "exp_avg",
-    "exp_avg_sq",
-    "max_exp_avg_sq",
-    "momentum_buffer",
-    "square_avg",
-    "grad_avg",
-    "acc_delta",
-    "sum",
-)
 
 
 @dataclass
@@ -187,21 +178,11 @@ def _describe(records: Records, model: nn.Module, params: dict[str, nn.Parameter
             records.facts[name] = facts_for(optimizer)
         except InputError:
             records.facts[name] = None
-        records.default_decay[name] = _default_decay(optimizer)
-
-
-def _default_decay(optimizer: Any) -> float:
-    import inspect
-
-    parameter = inspect.signature(type(optimizer).__init__).parameters.get("weight_decay")
-    default = None if parameter is None else parameter.default
-    return float(default) if isinstance(default, (int, float)) else 0.0
+        records.default_decay[name] = default_decay(optimizer)
 
 
 def _skeleton(model: nn.Module) -> nn.Module:
     """A copy of the module tree whose parameters have shapes but no memory."""
-    import copy
-
     memo: dict[int, Any] = {}
     for p in model.parameters():
         memo[id(p)] = nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), requires_grad=p.requires_grad)
@@ -211,21 +192,6 @@ def _skeleton(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, memo)
     except Exception:  # a model that cannot be copied keeps its weights alive instead
         return model
-
-
-def check_states(optimizers: list[Any], params: dict[str, nn.Parameter], size: feed.Size) -> None:
-    """Raise InputError for an optimizer state that belongs to a model of another width."""
-    names = {id(p): name for name, p in params.items()}
-    for optimizer in optimizers:
-        for p, state in getattr(optimizer, "state", {}).items():
-            for key in SHAPED_STATES:
-                value = state.get(key) if isinstance(state, dict) else None
-                if isinstance(value, Tensor) and value.dim() > 0 and value.shape != p.shape:
-                    raise InputError(
-                        f"build({size!r}): the optimizer's {key} of {names.get(id(p), 'a tensor')!r} has shape "
-                        f"{tuple(value.shape)} but the tensor {tuple(p.shape)}: this state is of another width; start it fresh "
-                        "or use mutransfer.grow"
-                    )
 
 
 def _recorded(
@@ -385,49 +351,6 @@ def _updates(
                 found["gradient operator norm", name] = operator_norm(g)
     for (kind, name), value in _numbers(found):
         records.put(kind, name, step, i, j, value)
-
-
-def operator_norm(w: Tensor) -> Tensor:
-    """‖W‖₂ of a tensor seen as (out, everything else), or the largest over a stack (E, in, out), by power iteration."""
-    w = w.detach().float()
-    m = w.reshape(w.shape[0], -1)
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(m.shape[1], generator=generator).to(m.device)
-    norm = torch.linalg.vector_norm(m @ v)
-    for _ in range(POWER_ITERATIONS):
-        v = m.T @ (m @ v)
-        v = v / torch.linalg.vector_norm(v).clamp_min(1e-30)
-        norm = torch.linalg.vector_norm(m @ v)
-    return norm
-
-
-def erased_ratios(optimizers: list[Any], schedulers: list[Any], ahead: int = 1000) -> tuple[dict[str, Any], str] | None:
-    """The group that a schedule favours, with words, when it does not multiply every group's LR by the same factor.
-
-    The schedule is played `ahead` steps on, until it ends; nothing is trained meanwhile.
-    """
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    base = [float(group.get("initial_lr", group.get("lr", 0.0))) for group in groups]
-    if not schedulers or len({round(b, 12) for b in base}) < 2 or min(base) <= 0:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for k in range(ahead):
-            factors = [float(group["lr"]) / b for group, b in zip(groups, base, strict=True)]
-            low, high = min(factors), max(factors)
-            if high > 0.01 and high > 1.25 * max(low, 1e-12):
-                words = f"{k} steps later one group's LR is {high:.3g} and another's {low:.3g} times its own base value"
-                return groups[factors.index(high)], words
-            try:
-                for scheduler in schedulers:
-                    scheduler.step()
-            except (
-                ValueError,
-                TypeError,
-                RuntimeError,
-            ):  # the end of a schedule of fixed length, or one that wants a metric
-                break
-    return None
 
 
 def probe_degree(protocol: Protocol, size: feed.Size, seed: int, factor: float = 1024.0) -> dict[str, int]:

@@ -39,7 +39,7 @@ def attention(judge: Judge) -> list[Finding]:
             error, expected = scale, 0.0
         grade = judge.grade(error)
         if grade == "ok":
-            judge.verified_attention.update(query + key)
+            judge.verified_attention.update(query + key if made else [])
             continue
         name = (query or key or [label])[0]
         low, high = error.interval(judge.level)

@@ -221,8 +221,9 @@ class Judge:
         power = 1 + info.degree
         start = falling if falling is not None else init
         consistent = start is not None and update is not None and self.within(update - power * start)
-        if info.name in self.verified_attention and (consistent or start is None):
-            return True
+        if info.name in self.verified_attention:  # |q|·|k|·scale is right: a factor 1/√d may sit in a query or key
+            if consistent or (start is None and update is not None and self.within(update + 0.5 * power)):
+                return True
         excess = self.gradient_excess(info)
         if excess is None or update is None:
             return False
@@ -280,6 +281,10 @@ class Judge:
         init_errors, update_errors = self.head_init_errors(info, site), self.head_update_errors(info, site)
         if not last:  # a bottleneck inside the net may start at size one
             init_errors += [e - info.a / 2 for e in init_errors]
+            for relative in self.init_errors(info, site):
+                init_errors += [relative, relative + info.a / 2]
+            plain = self.update_error(info)
+            update_errors += [] if plain is None else [plain]
         init = min(init_errors, key=lambda s: abs(s.mean)) if init_errors else None
         update = min(update_errors, key=lambda s: abs(s.mean)) if update_errors else None
         if self.within(init) and self.within(update):

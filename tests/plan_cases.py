@@ -77,3 +77,14 @@ def build(factory: Callable[..., nn.Module], sizes: dict[str, Any], seed: int = 
 def values(model: nn.Module) -> dict[str, Tensor]:
     """A copy of every parameter."""
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def widen(small: nn.Module, big: nn.Module, k: int, head: str = "head.weight") -> None:
+    """Copy every neuron k-fold into `big`: `W' = dup(W)/(a·c)`, the head carrying its own multiplier c = 1/k (theory §6)."""
+    for (name, p), (_, q) in zip(small.named_parameters(), big.named_parameters(), strict=True):
+        copied, grown_in = p.detach(), 1
+        for axis, (m, n) in enumerate(zip(p.shape, q.shape, strict=True)):
+            if m != n:
+                copied = copied.repeat_interleave(k, dim=axis)
+                grown_in = k if axis == 1 else grown_in
+        q.data.copy_(copied if name == head else copied / grown_in)

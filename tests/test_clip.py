@@ -8,7 +8,7 @@ from torch import nn
 
 import mutransfer as mt
 from mutransfer.models import gpt_factory, mlp_factory
-from tests.plan_cases import FACTORIES, SIZES, build, loss
+from tests.plan_cases import FACTORIES, SIZES, build, loss, widen
 
 SEEDS = 3
 
@@ -93,14 +93,7 @@ def test_copying_every_neuron_leaves_the_norm_exactly(optimizer: str) -> None:
         for p in small.parameters():
             p.mul_(2).add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     big = make(width=8 * k).double()
-    for (name, p), (_, q) in zip(small.named_parameters(), big.named_parameters(), strict=True):
-        copied, grown_in = p.detach(), 1
-        for axis, (m, n) in enumerate(zip(p.shape, q.shape, strict=True)):
-            if m != n:
-                copied = copied.repeat_interleave(k, dim=axis)
-                grown_in = k if axis == 1 else grown_in
-        multiplier = 1 / k if name == "head.weight" else 1.0
-        q.data.copy_(copied / (grown_in * multiplier))  # s = 1/(a·c)
+    widen(small, big, k)
     for placement in ("multiplier", "absorbed"):
         plan = mt.plan(make, base=dict(width=8), target=dict(width=8 * k), placement=placement, optimizer=optimizer)
         identity = mt.plan(make, base=dict(width=8), target=dict(width=8), optimizer=optimizer)

@@ -66,7 +66,9 @@ def plan(
     depth = branches.depth_ratio(serial)
     if sizes and depth == 1.0 and chosen.depth_exponent is not None:
         _refuse_hidden_depth(chosen.name, *sizes)
-    solver = Solver(chosen, main, rest, names, mode, placement, depth, serial, shapes, big, small, big_laws, roles)
+    solver = Solver(
+        chosen, main, rest, names, mode, placement, depth, serial, shapes, big, small, big_laws, roles, sizes is None
+    )
     rows = solver.rows(small_laws, branch_out, head_size)
     return Plan(
         rows=tuple(rows),

@@ -28,11 +28,12 @@ def initialize(plan: Plan, model: nn.Module, seed: int, redraw: bool) -> None:
         _materialise(model)
         rows = plan.named(model)
     names = {row.name for row in drawn}
+    same = plan.identity and plan.depth == 1.0 and all(row.base_shape == row.target_shape for row, _ in rows)
     with torch.no_grad():
         for row, parameter in rows:
             if row.name in names:
                 _draw(parameter, _wanted(plan, row), seed, row.name)
-            else:
+            elif not same:
                 _rescale(plan, row, parameter, seed)
         _clear_padding(model, {id(parameter) for row, parameter in rows if row.name in names})
 

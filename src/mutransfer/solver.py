@@ -43,11 +43,12 @@ class Solver:
         small: nn.Module,
         laws: dict[str, Law],
         roles: Mapping[str, str] | None,
+        measured: bool,
     ) -> None:
         self.recipe, self.main, self.rest, self.names = recipe, main, rest, names
         self.mode: Mode = mode
         self.placement, self.depth, self.stacks, self.shapes = placement, depth, stacks, shapes
-        self.big, self.small, self.laws = big, small, laws
+        self.big, self.small, self.laws, self.measured = big, small, laws, measured
         self.hooks: list[Hook] = []
         self.inner, notes = inner_matrices(shapes, roles)
         self.notes: list[str] = notes if main.matrix_only else []
@@ -174,7 +175,9 @@ class Solver:
         name, facts = self._facts(shape)
         inside = self._inside(shape)
         base_law = base_laws.get(shape.base_name, UNKNOWN)
-        target_law = snap(self.laws.get(shape.name, UNKNOWN), base_law, shape, self.depth)
+        target_law = self.laws.get(shape.name, UNKNOWN)
+        if self.measured:
+            target_law = snap(target_law, base_law, shape, self.depth)
         if not self.recipe.width:
             ratios = replace(IDENTITY, eps=1.0 if facts.eps_kind else None)
             text = "standard parametrization: the user's own code"

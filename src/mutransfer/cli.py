@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import inspect
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -87,7 +89,7 @@ def _cli(kind: Any, arguments: list[str], program: str, description: str | None)
     except SystemExit as stop:
         if not stop.code:
             return HOLDS
-        raise InputError(_one_line(said.getvalue(), program)) from None
+        raise InputError(_one_line(said.getvalue(), program, kind)) from None
 
 
 @contextlib.contextmanager
@@ -106,7 +108,7 @@ def _wide(wanted: bool) -> Iterator[None]:
                 os.environ["COLUMNS"] = before
 
 
-def _one_line(boxed: str, program: str) -> str:
+def _one_line(boxed: str, program: str, kind: Any) -> str:
     """The parser's framed message as one line: what is unknown, else what is missing; and where help is."""
     sections: list[list[str]] = [[]]
     for line in boxed.splitlines():
@@ -122,7 +124,24 @@ def _one_line(boxed: str, program: str) -> str:
         " ".join(section) for section in sections if section and not section[0].startswith(("For full", "Argument"))
     ]
     unknown = [text for text in said if text.startswith(("Unrecognized", "Error"))]
-    return f"{'; '.join((unknown or said)[:2]) or 'the command cannot be read'} (see: {program} --help)"
+    text = "; ".join((unknown or said)[:2]) or "the command cannot be read"
+    for pattern, plain in _PLAIN:
+        text = re.sub(pattern, plain, text)
+    names = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    options = [f"--{name.replace('_', '-')}" for name in names]
+    wrong = [word.strip(",:") for word in text.split() if word.startswith("--")] if unknown else []
+    close = [match for word in wrong if word not in options for match in difflib.get_close_matches(word, options, n=1)]
+    return text + (f"; did you mean {close[0]}?" if close else "") + f" (see: {program} --help)"
+
+
+# the parser speaks of its own insides: (what it says, what that means)
+_PLAIN = (
+    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
+    (r"could not convert string to float: (.*)", r"\1 is not a number"),
+    (r"Could not find valid parse for arguments: \[(.*)\]", r"\1 cannot be read as what it takes"),
+    (r"^Error parsing ", ""),
+    (r"^Missing from mutransfer (.*?): ", r"\1 also needs "),
+)
 
 
 if __name__ == "__main__":

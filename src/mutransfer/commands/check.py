@@ -107,7 +107,7 @@ class Check:
             raise InputError(f"--lr {self.lr:g}: write a finite number above 0")
         if len(self.sizes) < 2 or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise InputError(
-                f"--sizes {' '.join(map(str, self.sizes))}: write at least two different sizes above 0, "
+                f"--sizes {' '.join(map(str, self.sizes)) or 'names none'}: write at least two different sizes above 0, "
                 "such as --sizes 64 128 256 512"
             )
         if self.batches is not None and self.data is not None:

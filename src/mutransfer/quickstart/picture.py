@@ -31,12 +31,11 @@ def draw(curves: Mapping[str, Curves], transfers: Mapping[str, Transfer]) -> byt
         for i, (width, losses) in enumerate(sorted(widths.items())):
             color = _color(i / max(1, len(widths) - 1))
             grid = sorted(losses)
-            shown = [(lr, losses[lr]) for lr in grid if math.isfinite(losses[lr])]
-            axis.plot(
-                *zip(*shown, strict=True), color=color, marker=".", lw=1.6, label=f"width {width}"
-            ) if shown else None
-            gone = [lr for lr in grid if not math.isfinite(losses[lr])]
-            axis.plot(gone, [top] * len(gone), "x", color=color, clip_on=False)
+            shown = [lr for lr in grid if math.isfinite(losses[lr])]
+            axis.plot(shown, [losses[lr] for lr in shown], color=color, marker=".", lw=1.6, label=f"width {width}")
+            gone = [lr for lr in grid if lr not in shown]
+            if gone:
+                axis.plot(gone, [top] * len(gone), "x", color=color)
         for i, best in enumerate(transfer.optima):
             color = _color(i / max(1, len(widths) - 1))
             face = "white" if best.edge else color
@@ -44,10 +43,12 @@ def draw(curves: Mapping[str, Curves], transfers: Mapping[str, Transfer]) -> byt
         if transfer.optima:
             axis.axvline(transfer.optima[0].log2_lr, color="0.6", lw=1, ls=":", zorder=0)
         axis.set_title(f"{TITLES[recipe]}: {transfer.status}", fontsize=12)
-        axis.set_xlabel("log2 learning rate of the smallest width")
+        axis.set_xlabel("learning rate (of the base)")
+        ticks = sorted({lr for losses in widths.values() for lr in losses})
+        axis.set_xticks(ticks, [f"$2^{{{lr}}}$" for lr in ticks])
         axis.set_ylim(low - 0.06 * (top - low), top + 0.03 * (top - low))
         axis.grid(alpha=0.25)
-        axis.legend(frameon=False, loc="upper left")
+        axis.legend(frameon=False, loc="upper center")
     axes[0].set_ylabel("training loss, mean of the last 50 steps (nats)")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)

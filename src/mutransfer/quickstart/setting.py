@@ -23,10 +23,10 @@ class Setting:
     check_rows: int = 4
     check_lr: float = 2**-7
 
-    widths: tuple[int, ...] = (32, 64, 128)
-    log2_lrs: tuple[int, ...] = (-9, -8, -7, -6, -5, -4)
-    steps: int = 150
-    warmup: int = 15
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    log2_lrs: tuple[int, ...] = (-9, -8, -7, -6, -5)
+    steps: int = 100
+    warmup: int = 10
     batch: int = 16
 
     context: int = 64

@@ -16,7 +16,7 @@ from mutransfer.models import gpt_factory
 make = gpt_factory(vocab_size=50304, context=1024)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 before, start = peak(), time.perf_counter()
-plan = mt.plan(make, base=dict(width=256, depth=4), target=dict(width=2048, depth=48), optimizer="adamw", recipe="completep")
+plan = mt.plan(make, base=dict(width=256, depth=48), target=dict(width=2048, depth=48), optimizer="adamw", recipe="completep")
 seconds, grown = time.perf_counter() - start, peak() - before
 start = time.perf_counter()
 text = str(plan)

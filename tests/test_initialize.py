@@ -163,6 +163,28 @@ def test_code_that_already_follows_the_rule_keeps_every_bit(ratio: int, dtype: t
         assert not torch.equal(before["head.weight"], model.head.weight)
 
 
+class Guarded(nn.Module):
+    """Its author draws nothing on meta, as some libraries do; 4.2 M numbers at the base, too many to draw for a plan."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.input, self.hidden, self.head = nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, 2)
+        if not self.hidden.weight.is_meta:
+            with torch.no_grad():
+                nn.init.normal_(self.hidden.weight, std=0.03)
+                orthogonal_(self.head.weight, gain=3.0)
+
+
+def test_code_that_skips_meta_is_read_on_the_cpu_without_being_run() -> None:
+    plan = mt.plan(Guarded, base=dict(width=2048), target=dict(width=4096))
+    assert plan["hidden.weight"].base_law == Law("normal", 0.0, 0.03)
+    assert plan["head.weight"].base_law == Law("orthogonal", 0.0, 3.0 / math.sqrt(2048))
+    assert plan["hidden.weight"].target_law.kind == "unknown"
+    assert plan["input.weight"].base_law.std == pytest.approx(1 / math.sqrt(3 * 4))
+    model = plan.initialize(build(Guarded, dict(width=4096)))
+    assert measure(model.hidden.weight).std == pytest.approx(0.03 / math.sqrt(2), rel=0.01)
+
+
 def test_an_init_that_holds_the_depth_is_rebased_not_counted_twice() -> None:
     """GPT-2's `σ/√(2·n_layer)` at the target's depth is ignored: the base's own number times 1/L and N^-½ (theory §7)."""
     make = gpt_factory(vocab_size=17, context=8, head_size=8, residual_init="scaled")

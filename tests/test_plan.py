@@ -435,7 +435,7 @@ from mutransfer.models import gpt_factory
 make = gpt_factory(vocab_size=50304, context=1024)
 rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, start = rss(), time.perf_counter()
-plan = mt.plan(make, base=dict(width=256, depth=4), target=dict(width=2048, depth=48), recipe="completep")
+plan = mt.plan(make, base=dict(width=256, depth=48), target=dict(width=2048, depth=48), recipe="completep")
 seconds, grown = time.perf_counter() - start, (rss() - before) / (2**20 if sys.platform == "darwin" else 2**10)
 heavy = [name for name in ("sympy", "matplotlib", "scipy", "torch._dynamo", "torch._inductor") if name in sys.modules]
 print(seconds, grown, len(plan.rows), *heavy)

@@ -92,8 +92,9 @@ class _Recorder(TorchDispatchMode):
         """Nothing is compiled while a model is built; saying so spares torch the import of its compiler (a second)."""
         return False
 
-    def __init__(self) -> None:
+    def __init__(self, real: bool) -> None:
         super().__init__()
+        self.real = real
         self.laws: dict[int, Law] = {}
         self.uniform: dict[int, tuple[float, float]] = {}
         self.kept: list[Any] = []  # storages stay alive while recording, so that their keys are not used twice
@@ -108,7 +109,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         # a meta tensor holds no numbers: running the draw would only make torch import its symbolic shapes (a second)
-        empty = name in _VALUES_ONLY and isinstance(args[0], Tensor) and args[0].is_meta
+        empty = name in _VALUES_ONLY and isinstance(args[0], Tensor) and (args[0].is_meta or not self.real)
         result = args[0] if empty else func(*args, **kwargs)
         if isinstance(result, Tensor):
             self._follow(name, args, kwargs, result)
@@ -245,16 +246,20 @@ def _holders(functions: dict[str, Callable[..., Tensor]]) -> list[tuple[dict[str
 
 
 @contextmanager
-def recording() -> Iterator[Recording]:
-    """Watch every initialisation in this block; works on the meta device, changes nothing, costs no memory."""
-    recorder = _Recorder()
+def recording(*, real: bool = True) -> Iterator[Recording]:
+    """Watch every initialisation in this block; works on the meta device, changes nothing, costs no memory.
+
+    With `real=False` nothing is written to a tensor on any device, so that storage which is never touched costs no memory
+    either: for code that initialises nothing on meta.
+    """
+    recorder = _Recorder(real)
     originals = {name: getattr(torch.nn.init, name) for name in _SKIPPED_ON_META if hasattr(torch.nn.init, name)}
     places = _holders(originals)
 
     def watched(original: Callable[..., Tensor], law: Callable[..., Law]) -> Callable[..., Tensor]:
         @functools.wraps(original)
         def draw(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            result = original(tensor, *args, **kwargs)
+            result = original(tensor, *args, **kwargs) if real else tensor
             recorder.note(tensor, law(tensor, *args, **kwargs))
             return result
 

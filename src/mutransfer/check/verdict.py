@@ -221,9 +221,10 @@ class Judge:
         power = 1 + info.degree
         start = falling if falling is not None else init
         consistent = start is not None and update is not None and self.within(update - power * start)
-        if info.name in self.verified_attention:  # |q|·|k|·scale is right: a factor 1/√d may sit in a query or key
-            if consistent or (start is None and update is not None and self.within(update + 0.5 * power)):
-                return True
+        # |q|·|k|·scale is right: a factor 1/√d may sit in a query or key
+        zero = start is None and update is not None and self.within(update + 0.5 * power)
+        if info.name in self.verified_attention and (consistent or zero):
+            return True
         excess = self.gradient_excess(info)
         if excess is None or update is None:
             return False

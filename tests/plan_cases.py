@@ -1,8 +1,10 @@
 """What the tests of the plan share: small models with data, a sign optimizer of their own, and a bare training loop."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,6 +73,8 @@ def build(factory: Callable[..., nn.Module], sizes: dict[str, Any], seed: int = 
     """The model of these sizes with its own code's draw."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        numpy.random.seed(seed)
+        random.seed(seed)
         return factory(**sizes)
 
 

@@ -239,7 +239,8 @@ _SKIPPED_ON_META: dict[str, Callable[..., Law]] = {
 def _holders(functions: dict[str, Callable[..., Tensor]]) -> list[tuple[dict[str, Any], str, str]]:
     """(namespace, key, name) wherever a module holds one of these functions: `from torch.nn.init import …` included."""
     names = {id(function): name for name, function in functions.items()}
-    spaces = [vars(module) for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+    modules = [(path, module) for path, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+    spaces = [vars(module) for path, module in modules if path == "torch.nn.init" or not path.startswith("torch.")]
     return [
         (space, key, names[id(value)]) for space in spaces for key, value in list(space.items()) if id(value) in names
     ]

@@ -9,6 +9,7 @@ from torch import nn
 
 import mutransfer as mt
 from mutransfer.attention import factors, head_size, looks_like_attention
+from mutransfer.errors import InputError
 from mutransfer.laws import measure
 from mutransfer.models import GPT, GPTConfig
 from mutransfer.shapes import parameters_of
@@ -211,6 +212,9 @@ def test_the_head_size_of_packed_and_bare_projections_is_read_too() -> None:
         ({"config": type("C", (), {"num_attention_heads": 6, "hidden_size": 96})()}, 8),
         ({"head_dim": True, "num_heads": 4}, 12),
         ({"num_heads": 5}, None),  # does not divide
+        ({"nh": 4}, 12),
+        ({"attn_heads": 4}, 12),
+        ({"hs": 6}, 6),
         ({}, None),
     ],
 )
@@ -222,14 +226,16 @@ def test_the_head_size_is_read_from_what_the_module_declares(attributes, size) -
     assert head_size(module) == size
 
 
-def test_an_undeclared_head_size_is_taken_as_fixed_and_said_so() -> None:
+def test_an_undeclared_head_size_is_refused_with_the_line_to_write() -> None:
     class Silent(Attention):
         def __init__(self, width: int, heads: int) -> None:
             super().__init__(width, heads)
             del self.num_heads
 
-    notes = absorb(Silent(16, 2), Silent(64, 2))
-    assert len(notes) == 1 and "head_size=(base, target)" in notes[0]
+    with pytest.raises(InputError, match=r"say head_size=\(base, target\)"):
+        absorb(Silent(16, 2), Silent(64, 2))
+    assert absorb(Silent(16, 2), Silent(64, 2), declared=(8, 8)) == []
+    assert "taken as fixed" in absorb(Silent(16, 2), Silent(16, 2))[0]  # nothing grows here: nothing to decide
 
 
 def test_the_users_own_head_sizes_decide() -> None:

@@ -1,6 +1,9 @@
 """mutransfer: tune a small model, train a big one. The public names; each lives in the file it is imported from."""
 
+from mutransfer import testing as testing
 from mutransfer.build import plan as plan
+from mutransfer.check import CheckReport as CheckReport
+from mutransfer.check import coord_check as coord_check
 from mutransfer.errors import InputError as InputError
 from mutransfer.optimizers import OptimizerFacts as OptimizerFacts
 from mutransfer.optimizers import facts_for as facts_for

@@ -63,6 +63,10 @@ def head_size(module: nn.Module) -> int | None:
             return value
     for owner in (module, config):
         heads = next((v for n in _HEADS if isinstance(v := getattr(owner, n, None), int) and v > 0), None)
+        if heads is None and owner is module:
+            size, heads = _by_words(module)
+            if size is not None:
+                return size
         if heads is None:
             continue
         rows = _query_rows(module)
@@ -73,6 +77,19 @@ def head_size(module: nn.Module) -> int | None:
         if isinstance(rows, int) and rows % heads == 0:
             return rows // heads
     return None
+
+
+def _by_words(module: nn.Module) -> tuple[int | None, int | None]:
+    """(head size, number of heads) from whole numbers whose names say so in other words: `hs`, `nh`, `attn_heads`, …"""
+    size = heads = None
+    for name, value in vars(module).items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1 or re.search(r"kv|key|value|group", name):
+            continue
+        if re.fullmatch(r"hs|hd|dh|d_h|head_?d", name.lower()) or re.search(r"head.*(dim|size|width)", name.lower()):
+            size = value
+        elif re.fullmatch(r"h|nh|n_h|num_h", name.lower()) or "head" in name.lower():
+            heads = value
+    return size, heads
 
 
 def _query_rows(module: nn.Module) -> int | None:
@@ -136,10 +153,14 @@ def factors(
         if not known and before == after:
             continue
         if before is None or after is None:
-            notes.append(
-                f"{path}: its head size is not declared by an attribute; taken as fixed (say head_size=(base, target))"
+            same = [p.shape for p in partner.parameters()] == [p.shape for p in module.parameters()]
+            if not known or same:
+                notes.append(f"{path}: its head size is not declared by an attribute; taken as fixed")
+                continue
+            raise InputError(
+                f"{path!r} ({type(module).__name__}): its head size is not declared by an attribute such as n_heads or "
+                f"head_dim, and logits need a factor if it grows; say head_size=(base, target), e.g. head_size=(64, 64)"
             )
-            continue
         if before == after:
             continue
         if _cosine(module):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,12 @@ class Slope:
 
     def interval(self, level: float = 0.9) -> tuple[float, float]:
         """Student interval of the mean over seeds; with one seed, or too few sizes for one, over the fit's residuals."""
+        from scipy import special  # here: importing the library must not cost scipy's import
+
         n = len(self.values)
-        half = self.error * float(stats.norm.ppf(0.5 + level / 2)) / np.sqrt(n)
+        half = self.error * float(special.ndtri(0.5 + level / 2)) / np.sqrt(n)
         if n > 1:
-            spread = float(np.std(self.values, ddof=1)) / np.sqrt(n) * float(stats.t.ppf(0.5 + level / 2, n - 1))
+            spread = float(np.std(self.values, ddof=1)) / np.sqrt(n) * float(special.stdtrit(n - 1, 0.5 + level / 2))
             half = min(half, spread) if self.error > 0 and n == 2 else spread
         return self.mean - half, self.mean + half
 

@@ -17,7 +17,7 @@ PICTURE = b"\x89PNG not really"
 SECTIONS = [
     Section(
         "First", verdict="PASS", paragraphs=("a < b & c",), pictures=((PICTURE, "what it shows"),),
-        tables=(Table(("name", "value"), (("<script>alert(1)</script>", "3"),), "A table", frozenset({"value"})),),
+        tables=(Table(("name", "value"), (("<script>alert(1)</script>", "3"),), "A table", frozenset({"value"})), Table(("one",), (("2",),), "Folded", folded=True)),
         fixed="│ table │", folded="the plan",
     ),
     Section("Second", verdict="FAIL"),

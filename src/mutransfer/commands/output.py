@@ -71,32 +71,43 @@ def duration(seconds: float) -> str:
 class Progress:
     """One live line with the remaining time on a terminal; without one, a plain line every few seconds. On stderr.
 
-    `total` is the work in any unit; `advance(work, text)` reports some of it done. Use as a context manager.
+    `total` is the work in any unit; `advance(work, text)` reports some of it done. `expected` is the time in seconds that
+    the whole should take, believed until some of it is done. Use as a context manager.
     """
 
     EVERY = 5.0  # seconds between plain lines
 
-    def __init__(self, label: str, total: float) -> None:
-        self.label, self.total, self.done, self.text = label, total, 0.0, ""
-        self.start = self.last = time.perf_counter()
+    def __init__(self, label: str, total: float, expected: float | None = None) -> None:
+        self.label, self.total, self.expected, self.done = label, total, expected, 0.0
+        self.start = self.last = self.shown = time.perf_counter()
         self.bar: Any = None
         self.task: Any = None
 
     def __enter__(self) -> Progress:
-        self.start = self.last = time.perf_counter()
+        self.start = self.last = self.shown = time.perf_counter()
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bar
-
-            columns = (
-                TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:3.0f} %"),
-                TextColumn("{task.fields[eta]}"), TextColumn("{task.fields[text]}"),
-            )  # fmt: skip
-            self.bar = Bar(*columns, console=Console(stderr=True, highlight=False), transient=True)
-            self.bar.start()
-            self.task = self.bar.add_task(self.label, total=self.total, eta="", text="")
+            self._live()
         return self
+
+    def _live(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+        from rich.progress import Progress as Bar
+        from rich.text import Text
+
+        owner = self
+
+        class Remaining(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(owner.eta())
+
+        columns = (
+            TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:3.0f} %"), Remaining(),
+            TextColumn("{task.fields[text]}"),
+        )  # fmt: skip
+        self.bar = Bar(*columns, console=Console(stderr=True, highlight=False), transient=True, refresh_per_second=4)
+        self.bar.start()
+        self.task = self.bar.add_task(self.label, total=self.total, text="")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.bar is not None:
@@ -104,18 +115,27 @@ class Progress:
         if kind is None:
             print(f"{self.label}: done in {duration(time.perf_counter() - self.start)}", file=sys.stderr, flush=True)
 
+    def eta(self) -> str:
+        """The remaining time, from the pace so far, counting down since the last report."""
+        now = time.perf_counter()
+        if self.done > 0:
+            left = (self.last - self.start) * (self.total - self.done) / self.done - (now - self.last)
+        elif self.expected is not None:
+            left = self.expected - (now - self.start)
+        else:
+            return "ETA –"
+        return f"ETA {duration(left)}"
+
     def advance(self, work: float, text: str = "") -> None:
         """Report `work` more of the total done."""
         self.done += work
-        now = time.perf_counter()
-        left = (now - self.start) * (self.total - self.done) / self.done if self.done > 0 else math.inf
-        eta = f"ETA {duration(left)}" if math.isfinite(left) else "ETA –"
+        self.last = time.perf_counter()
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, eta=eta, text=text)
-        elif now - self.last >= self.EVERY:
-            self.last = now
+            self.bar.update(self.task, completed=self.done, text=text)
+        elif self.last - self.shown >= self.EVERY:
+            self.shown = self.last
             share = 100 * self.done / self.total
-            print(f"{self.label}: {share:.0f} %, {eta}" + (f", {text}" if text else ""), file=sys.stderr, flush=True)
+            print(f"{self.label}: {share:.0f} %, {self.eta()}" + f", {text}" * bool(text), file=sys.stderr, flush=True)
 
     def callback(self) -> Callable[[int, int, str], None]:
         """For functions that report (done, total, text) themselves."""

@@ -44,12 +44,8 @@ class Train:
         require_folder(self.out)
         config = self._config()
         with Progress(self._label(config), config.steps) as progress:
-            started = False
 
             def log(point: LogPoint) -> None:
-                nonlocal started
-                if not started:  # a continued run starts where it was: its earlier updates cost nothing now
-                    started, progress.done = True, 0.0
                 held = "" if point.val_loss is None else f", validation {point.val_loss:.4f}"
                 progress.advance(point.step - progress.done, f"step {point.step} loss {point.loss:.4f}{held}")
 

@@ -99,9 +99,9 @@ def quickstart(out: Path, setting: Setting | None = None, workers: int | None = 
     )
     with Workers(count) as pool:
         costs = _costs(setting, pool, missing)
-        total = sum(costs.values())
         known = f", {len(keys) - len(missing)} known" if len(missing) < len(keys) else ""
-        _say(f"2 coordinate checks and {len(missing)} training runs{known}: about {duration(total / count)}")
+        about = f": about {duration(sum(costs.values()) / count)}" if missing else ""
+        _say(f"2 coordinate checks and {len(missing)} training runs{known}{about}")
         checks = _work(setting, pool, costs, keys, store)
     curves = _curves(setting, keys, store)
     transfers = {name: Transfer(tuple(optima(widths)), setting.widths) for name, widths in curves.items()}
@@ -122,6 +122,8 @@ def _key(setting: Setting, point: Point, data: Any) -> str:
 
 def _costs(setting: Setting, pool: Workers, missing: list[Point]) -> dict[Point | str, float]:
     """Seconds of one worker for every run and check, longest first, from a few steps timed in all workers at once."""
+    if not missing:
+        return dict.fromkeys(RECIPES, 1.0)
     timed = pool.each((jobs.step_seconds, (setting,)))
     step = {width: max(found[width] for found in timed) for width in timed[0]}
     share = setting.check_rows / setting.batch
@@ -141,7 +143,9 @@ def _work(
         for task in tasks
     ]
     checks = {}
-    with Progress("quickstart", sum(costs.values())) as progress:
+    timed = len(costs) > len(RECIPES)  # without a run to make, nothing was timed
+    expected = sum(costs.values()) / pool.count if timed else None
+    with Progress("quickstart", sum(costs.values()), expected) as progress:
         for index, result in pool.run(todo):
             task = tasks[index]
             if isinstance(task, str):
@@ -152,7 +156,7 @@ def _work(
                 loss = "diverged" if result["loss"] is None else f"loss {result['loss']:.3f}"
                 said = f"{TITLES[task[0]]}, width {task[1]}, learning rate 2^{task[2]}: {loss}"
             progress.advance(costs[task], said)
-    return checks
+    return {recipe: checks[recipe] for recipe in RECIPES}
 
 
 def _curves(setting: Setting, keys: dict[Point, str], store: Store) -> dict[str, dict[int, dict[int, float]]]:

@@ -24,6 +24,8 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
     right: frozenset[str] = frozenset()
+    folded: bool = False
+    """Whether the table is folded away under its caption."""
 
 
 @dataclass(frozen=True)

@@ -77,4 +77,5 @@ def _slopes(report: Mapping[str, Any]) -> Table:
         rows.append((row["name"], what, *numbers, _signed(row["slope"]), interval))
     sizes = tuple(f"{axis} {value:g}" for value in values)
     columns = ("module", "root mean square", *sizes, "slope", "interval")
-    return Table(columns, tuple(rows), f"Log size against log {axis}", frozenset((*sizes, "slope")))
+    caption = f"Size of every module at every {axis}, and the slope of log size against log {axis}"
+    return Table(columns, tuple(rows), caption, frozenset((*sizes, "slope")), folded=True)

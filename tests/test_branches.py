@@ -475,3 +475,37 @@ def test_without_depth_growth_there_is_no_branch_multiplier(block) -> None:
 
 def test_names_fold_in_the_refusal() -> None:
     assert collapse("layers.0.second") == "layers.*.second"
+
+
+class Unreadable(nn.Module):
+    """A block whose forward gives nothing away, with an MLP that is a plain chain."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.attn, self.mlp = Attention(n), nn.Sequential(nn.Linear(n, 4 * n), nn.GELU(), nn.Linear(4 * n, n))
+
+    def forward(this, x):  # what `self` is called does not matter
+        for branch in (this.attn, this.mlp):
+            x = x + branch(x)
+        return x
+
+
+def test_a_chain_ends_with_its_last_matrix_where_the_forward_cannot_be_read() -> None:
+    class Net(nn.Module):
+        def __init__(self, width: int, depth: int) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Unreadable(width) for _ in range(depth))
+
+    plan = mt.plan(Net, base=dict(width=8, depth=2), target=dict(width=8, depth=4), recipe="completep")
+    absorbed = {row.name for row in plan.rows if row.name.startswith("blocks.0") and row.ratios.lr == 0.5}
+    assert absorbed == {f"blocks.0.{end}.{t}" for end in ("attn.o_proj", "mlp.2") for t in ("weight", "bias")}
+
+
+def test_the_table_keeps_the_numbers_that_tell_tensors_apart() -> None:
+    class Net(nn.Module):
+        def __init__(self, width: int, depth: int) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Unreadable(width) for _ in range(depth))
+
+    text = str(mt.plan(Net, base=dict(width=8, depth=2), target=dict(width=16, depth=4), recipe="completep"))
+    assert "blocks.*.mlp.0.weight  ×4" in text and "blocks.*.mlp.2.weight  ×4" in text

@@ -167,6 +167,9 @@ def _ends_of(path: str, block: nn.Module) -> set[str]:
             end.startswith("output.") for end in ends
         )  # BERT: one MLP in two modules
         if inside and not split and not any(end.startswith(f"{name}.") for end in ends):
+            if isinstance(child, nn.Sequential) and inside[-1].count(".") == 1:  # a chain ends with its last matrix
+                ends.add(inside[-1])
+                continue
             raise InputError(_unknown(path, block, f"{name} ({type(child).__name__})"))
     direct = [m for m in matrices if "." not in m and not list(block.get_submodule(m).children())]
     if direct and not any(end == m or end.startswith(f"{m}.") for end in ends for m in direct):
@@ -266,9 +269,8 @@ def _unknown(path: str, block: nn.Module, detail: str = "") -> str:
     parts: dict[str, str] = {}
     for name in matrices:
         parts[name.split(".")[0] if "." in name else ""] = name
-    lines = list(
-        dict.fromkeys(collapse(".".join(p for p in (path, name) if p)) for name in _tidy(parts.values(), block))
-    )
+    generic = collapse(path)
+    lines = list(dict.fromkeys(f"{generic}.{name}".rstrip(".") for name in _tidy(parts.values(), block)))
     return (
         f"cannot tell which module ends the residual branch in {path!r}{f' ({detail})' if detail else ''}; name the last "
         f"of each, e.g. branch_out={lines} (patterns over paths), or use recipe='mup' for no depth rule"

@@ -85,7 +85,7 @@ def applied_as_matrix(model: nn.Module, table: nn.Module) -> bool:
         if type(owner).__module__.startswith("torch.nn"):
             continue
         for operand, stored in _products(type(owner)):
-            match = re.fullmatch(r"self\.([\w.]+)\.weight", operand)
+            match = re.fullmatch(r"\w+\.([\w.]+)\.weight", operand)
             try:
                 if match and "lookup" not in stored and owner.get_submodule(match[1]) is table:
                     return True
@@ -125,7 +125,9 @@ def _read(module: nn.Module) -> _Reader | None:
     tree = _forward(type(module))
     if tree is None:
         return None
-    reader = _Reader(module, [a.arg for a in tree.args.args[1:]])
+    if not tree.args.args:
+        return None
+    reader = _Reader(module, *(a.arg for a in tree.args.args))
     reader.run(tree.body)
     return reader
 
@@ -138,8 +140,8 @@ _SHORTCUT = re.compile(r"downsample|shortcut|skip|residual_proj|identity")
 class _Reader:
     """Follows values through straight-line code: which child made each one."""
 
-    def __init__(self, block: nn.Module, arguments: list[str]) -> None:
-        self.block = block
+    def __init__(self, block: nn.Module, own: str, *arguments: str) -> None:
+        self.block, self.own = block, own  # what this code calls `self`
         self.values: dict[str, Addend | str] = dict.fromkeys(arguments, _STREAM)
         self.found: list[Addend] = []
         self.returned: list[Addend | str] = []
@@ -192,7 +194,7 @@ class _Reader:
         inputs = [*node.args, *(keyword.value for keyword in node.keywords)]
         inside = self.value(inputs[0]) if inputs else _UNKNOWN
         text = ast.unparse(node.func)
-        if match := re.fullmatch(r"self\.(\w+)(?:\[.*\])?", text):
+        if match := re.fullmatch(rf"{self.own}\.(\w+)(?:\[.*\])?", text):
             child = getattr(self.block, match[1], None)
             if not isinstance(child, nn.Module):
                 return inside if "drop" in match[1] else _UNKNOWN

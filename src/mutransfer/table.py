@@ -21,7 +21,13 @@ def folded(plan: Plan) -> list[tuple[str, int, Row]]:
     for row in plan.rows:
         key = (collapse(row.name), row.fan_in, row.fan_out, row.base_law, row.ratios, row.optimizer)
         lines.setdefault(key, []).append(row)
-    return [(collapse(rows[0].name) if len(rows) > 1 else rows[0].name, len(rows), rows[0]) for rows in lines.values()]
+    return [(_common([row.name for row in rows]), len(rows), rows[0]) for rows in lines.values()]
+
+
+def _common(names: list[str]) -> str:
+    """The names as one, `*` for each number in which they differ."""
+    columns = zip(*(name.split(".") for name in names), strict=True)
+    return ".".join(parts[0] if len(set(parts)) == 1 else "*" for parts in columns)
 
 
 def number(value: float | None) -> str:

@@ -125,11 +125,11 @@ def _share(progress: Any, before: float, name: str) -> Callable[[int, int, str],
 
 
 def slopes(reports: list[CheckReport], last: int) -> list[dict[str, Any]]:
-    """Per rung and panel: the slope of log size against log width after the first and the last step (None where it is zero)."""
+    """Per rung and panel: the slope of log size against log width before the first and after the last step (None where it is zero)."""
     rows = []
     for name, report in zip(RUNGS, reports, strict=True):
         for panel, module in PANELS.items():
-            first, end = report.slope("size", module, 1), report.slope("size", module, last)
+            first, end = report.slope("size", module, 0), report.slope("size", module, last)
             rows.append({"rung": name, "panel": panel, "first": first and first[0], "last": end and end[0]})
     return rows
 
@@ -184,7 +184,7 @@ def _page(
     from mutransfer.report import Provenance, Section, Table, write_page
 
     table = Table(
-        ("rung", *(f"{panel}, step {step}" for panel in PANELS for step in (1, setting.steps)), "verdict"),
+        ("rung", *(f"{panel}, {when}" for panel in PANELS for when in ("start", f"step {setting.steps}")), "verdict"),
         tuple(
             (
                 name,
@@ -196,7 +196,7 @@ def _page(
         "Slope of log size against log width",
     )
     section = Section(
-        "Each rung removes one growth",
+        "From SP to μP, one change at a time",
         paragraphs=(
             "Activations of μP stay the same size at every width; logits of the tied head fall like width^-½ at the start, as they "
             "should. The last rung is invisible because the head size is fixed. The published code leaves the decay of hidden "

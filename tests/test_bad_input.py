@@ -341,3 +341,21 @@ def test_the_installed_command_exits_with_2_and_one_line(line: str, folder: Path
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("mutransfer: ")
+
+
+@pytest.mark.parametrize(("line", "module", "said"), [
+    ("check mlp --sizes 16 32 64", "sklearn", "mutransfer[sklearn]"),
+    ("data prepare digits --folder out", "sklearn", "mutransfer[sklearn]"),
+    ("data prepare wikitext-2 --folder out --tokenizer byte", "datasets", "mutransfer[hf]"),
+    ("train gpt --set tokenizer=gpt2 --out out", "tiktoken", "mutransfer[hf]"),
+])  # fmt: skip
+def test_a_missing_extra_is_one_line_that_says_how_to_install_it(
+    line: str, module: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)  # importing it now raises ImportError, as if it were not installed
+    before = listing(folder)
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1 and out == "" and listing(folder) == before

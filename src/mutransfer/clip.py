@@ -33,8 +33,5 @@ def clip_grad_norm_(plan: Plan, model: nn.Module, max_norm: float) -> Tensor:
     if not max_norm > 0:
         raise InputError(f"max_norm={max_norm}: must be positive")
     total = grad_norm(plan, model)
-    factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad.mul_(factor.to(parameter.grad.device))
+    nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, total)
     return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mutransfer.check import heads
 from mutransfer.check.expect import GROWS, exponent
 from mutransfer.check.findings import Finding
 from mutransfer.check.slopes import Slope
@@ -15,17 +16,27 @@ VANISH = 0.4  # of a size at the start, where only heads and their like fall
 CLEAR = 0.15
 
 
-def unexplained(judge: Judge) -> list[Finding]:
-    """The most upstream module whose output has an exponent that no tensor in it accounts for."""
+def unexplained(judge: Judge, found: list[Finding]) -> list[Finding]:
+    """The most upstream module whose output has an exponent that no tensor in it accounts for.
+
+    Where tensors are accused already, only growth at the start that is upstream of all of them is news.
+    """
+    order = {info.name: info.order for info in judge.infos}
+    accused = [order[f.name] for f in found if f.severity == "fail" and f.name in order]
     wrong: dict[str, tuple[str, Slope, float]] = {}
     for label in judge.records.names("size"):
-        if (hit := _size(judge, label) or _change(judge, label)) is not None:
+        if (hit := _size(judge, label) or (None if accused else _change(judge, label))) is not None:
             wrong[label] = hit
     leaves = [a for a in wrong if not any(b != a and (a == "(model)" or b.startswith(f"{a}.")) for b in wrong)]
     if not leaves:
         return []
     first = min(leaves, key=lambda a: judge.records.first_use.get("" if a == "(model)" else a.partition("[")[0], 0))
+    path = "" if first == "(model)" else first.partition("[")[0]
     what, slope, expected = wrong[first]
+    if accused:
+        inside = any(f.name.startswith(f"{path}.") for f in found if f.severity == "fail")
+        if slope.mean < expected or not path or inside or judge.records.first_use.get(path, 0) > min(accused):
+            return []
     low, high = slope.interval(judge.level)
     name = parameter_near(judge.infos, judge.records, first)
     advice = f"look for a factor of the {judge.records.axis} in the forward of {first}"
@@ -74,11 +85,16 @@ def _allowed(judge: Judge, label: str, slope: Slope) -> tuple[float, float]:
             exponents.append(best.mean)
         if info.role == "output":
             exponents.append(-info.a / 2)
+    entered = judge.records.first_use.get(path, 0)
+    if any(i.role == "output" and not i.head and i.sites and i.order < entered for i in judge.infos):
+        exponents.append(-0.5)  # a fixed size before it may start small, and then its own input falls
     for info in judge.infos:
-        for site in judge.heads(info):  # what multiplies the logits later on, also where a shared tensor makes them
+        for site in heads.sites_of(
+            judge, info
+        ):  # what multiplies the logits later on, also where a shared tensor makes them
             module = judge.records.sites[site].module
             if not path or module == path or module.startswith(f"{path}."):
-                exponents += [-outer.mean for outer in judge.outer_multipliers(site)]
+                exponents += [-outer.mean for outer in heads.outer_multipliers(judge, site)]
     if not inside:
         source = judge.slope("input", label)
         exponents.append(slope.mean if source is None else source.mean)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from mutransfer.check import activation, depth, expect, feed, record, static
+from mutransfer.check import activation, depth, expect, feed, record, static, step
+from mutransfer.check import build as building
 from mutransfer.check.findings import Finding
 from mutransfer.check.record import Records
 from mutransfer.check.report import CheckReport
@@ -62,7 +64,7 @@ def coord_check(
         build, listed, loss or feed.default_loss, steps, clip, schedule, after_step, operator_norms
     )
     total, done = len(values) * len(seed_list), 0
-    with record.own_randomness():
+    with building.own_randomness():
         for i in range(len(ordered)):
             for j, seed in enumerate(seed_list):
                 record.run(records, protocol, i, j)
@@ -73,8 +75,7 @@ def coord_check(
                     )
                 if progress is not None:
                     progress(done, total, f"{name} {values[i]:g}, seed {seed}")
-        unknown = any(facts is None for facts in records.facts.values())
-        degrees = record.probe_degree(protocol, ordered[0], seed_list[0]) if unknown else {}
+        degrees = step.probe_degree(protocol, ordered[0], seed_list[0])
     return judge(records, degrees, tolerance, level)
 
 
@@ -92,7 +93,9 @@ def _seeds(seeds: int | Iterable[int]) -> list[int]:
     return listed
 
 
-def judge(records: Records, degrees: dict[str, int], tolerance: float = 0.25, level: float = 0.9) -> CheckReport:
+def judge(
+    records: Records, degrees: dict[str, tuple[int, ...]], tolerance: float = 0.25, level: float = 0.9
+) -> CheckReport:
     """The verdict on what was recorded; pure arithmetic."""
     stacks = depth.stacks_of(records)
     if stacks is None:
@@ -102,10 +105,11 @@ def judge(records: Records, degrees: dict[str, int], tolerance: float = 0.25, le
         found += judge.judge()
         order = {info.name: info.order for info in infos}
         found.sort(key=lambda f: order.get(f.name, math.inf))
+        found = activation.unexplained(judge, found) + found
+        found += static.eps(judge, {f.name for f in found if f.rule == "eps"})
+        found.sort(key=lambda f: order.get(f.name, math.inf))
         found += static.decay(judge) + static.clipping(judge) + static.schedules(judge)
         found += static.fixed_dimensions(judge)
-        if not any(f.severity == "fail" for f in found):
-            found += activation.unexplained(judge)
     else:
         infos = expect.describe_depth(records, degrees)
         judge = Judge(records, infos, tolerance, level)
@@ -113,18 +117,36 @@ def judge(records: Records, degrees: dict[str, int], tolerance: float = 0.25, le
         found += static.clipping(judge) + static.schedules(judge)
     found += static.diverged(judge)
     found += _unknown_optimizers(records, degrees)
+    found = _other_character(records, degrees, found)
     verdict, why = _verdict(records, infos, found)
     return CheckReport(verdict, why, tuple(found), records, tuple(infos), tolerance, level)
 
 
-def _unknown_optimizers(records: Records, degrees: dict[str, int]) -> list[Finding]:
+def _unknown_optimizers(records: Records, degrees: dict[str, tuple[int, ...]]) -> list[Finding]:
     found = []
     for optimizer in dict.fromkeys(o for n, o in records.optimizer_of.items() if records.facts[n] is None):
         names = [n for n, o in records.optimizer_of.items() if o == optimizer]
-        p = max((degrees.get(n, 0) for n in names), default=0)
+        p = max((degrees.get(n, (0,))[0] for n in names), default=0)
         found.append(Finding(names[0], "unknown optimizer", f"{optimizer} has no declared facts", 0, 0, 0, 0,
                              f"measured: its step scales like gradient^{p}", "note"))  # fmt: skip
     return found
+
+
+def _other_character(records: Records, degrees: dict[str, tuple[int, ...]], found: list[Finding]) -> list[Finding]:
+    """An optimizer that does not (yet) act as declared, such as RAdam's first steps, accuses nobody of a learning rate."""
+    names = [
+        n for n, facts in records.facts.items() if facts is not None and n in degrees and facts.degree not in degrees[n]
+    ]
+    if not names:
+        return found
+    first = names[0]
+    facts = records.facts[first]
+    declared = 0 if facts is None else facts.degree
+    doubtful = ("learning rate", "learning rate over depth", "eps")
+    found = [replace(f, severity="unclear") if f.name in names and f.rule in doubtful else f for f in found]
+    words = f"{records.optimizer_of[first]} acts like gradient^{degrees[first][0]} in its first step, declared gradient^{declared}"
+    return [*found, Finding(first, "optimizer's character", words, 0, 0, 0, 0,
+                            "check with an optimizer that acts the same from the first step on", "unclear")]  # fmt: skip
 
 
 def _verdict(records: Records, infos: list[expect.TensorInfo], found: list[Finding]) -> tuple[str, str]:

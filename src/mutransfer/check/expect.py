@@ -21,6 +21,7 @@ from mutransfer.check.slopes import fit
 from mutransfer.errors import InputError
 
 GROWS = 0.05  # an exponent of a fan above this is growth
+FLAT_SPECTRUM = 0.5  # ‖ΔW‖_F²/‖ΔW‖₂² over its greatest value; random signs reach 0.25
 
 
 @dataclass
@@ -39,6 +40,7 @@ class TensorInfo:
     sites: list[str] = field(default_factory=list)
     block: bool = False
     shape: tuple[int, ...] = ()
+    head: bool = False  # a read-out: its fan-in grows, its fan-out does not, and no growing tensor comes after it
 
     @property
     def gradient_exponent(self) -> float:
@@ -61,7 +63,7 @@ def role_of(a: float, b: float, vector: bool) -> str:
     return "input" if b > GROWS else "scalar"
 
 
-def describe(records: Records, degrees: dict[str, int]) -> list[TensorInfo]:
+def describe(records: Records, degrees: dict[str, tuple[int, ...]]) -> list[TensorInfo]:
     """Every trained parameter, in order of execution. `degrees` are the probed ones of unknown optimizers.
 
     Raises InputError when nothing grew at all.
@@ -100,17 +102,36 @@ def describe(records: Records, degrees: dict[str, int]) -> list[TensorInfo]:
         infos.append(
             TensorInfo(
                 name, role, a, b, fan_in, fan_out, float(order),
-                degrees.get(name, 0) if facts is None else facts.degree,
-                "unknown" if facts is None else facts.kind,
+                degree_of(records, degrees, name),
+                _kind(records, name, shape) if facts is None else facts.kind,
                 known, any(part.isdigit() for part in name.split(".")), shape,
             )
         )  # fmt: skip
         if len(shape) <= 1:
             infos[-1].order += 0.5
+    grown = max((i.order for i in infos if i.sites and i.role in ("hidden", "input")), default=0.0)
+    for info in infos:
+        info.head = info.role == "output" and bool(info.sites) and info.order > grown
     return sorted(infos, key=lambda info: info.order)
 
 
-def describe_depth(records: Records, degrees: dict[str, int]) -> list[TensorInfo]:
+def degree_of(records: Records, degrees: dict[str, tuple[int, ...]], name: str) -> int:
+    """The declared degree of this parameter's rule, else the one measured at the gradient's own size."""
+    facts = records.facts.get(name)
+    return degrees.get(name, (0,))[0] if facts is None else facts.degree
+
+
+def _kind(records: Records, name: str, shape: tuple[int, ...]) -> str:
+    """What an undeclared rule does to a matrix: a step whose singular values are all alike is a matrix function of G."""
+    norms, rms = records.get("update operator norm", name, 0), records.get("update", name, 0)
+    if norms is None or rms is None or len(shape) != 2 or not np.all(norms > 0):
+        return "unknown"
+    shapes_at = [dict(model.named_parameters())[name].shape for model in records.models]
+    numel, least = (np.array([float(f(s)) for s in shapes_at])[:, None] for f in (np.prod, min))
+    return "matrix" if bool(np.all(rms**2 * numel / norms**2 > FLAT_SPECTRUM * least)) else "unknown"
+
+
+def describe_depth(records: Records, degrees: dict[str, tuple[int, ...]]) -> list[TensorInfo]:
     """The parameters of the shallowest model, in order of execution, for an axis along which no shape grows."""
     ones = np.ones(len(records.values))
     infos = []
@@ -120,7 +141,7 @@ def describe_depth(records: Records, degrees: dict[str, int]) -> list[TensorInfo
         sites = [key for key, site in records.sites.items() if site.param == name]
         order = records.sites[sites[0]].order if sites else records.first_use.get(name.rpartition(".")[0], 0)
         facts = records.facts.get(name)
-        degree = degrees.get(name, 0) if facts is None else facts.degree
+        degree = degree_of(records, degrees, name)
         kind = "unknown" if facts is None else facts.kind
         infos.append(TensorInfo(name, "scalar", 0.0, 0.0, ones, ones, order, degree, kind, sites, True, tuple(p.shape)))
     return sorted(infos, key=lambda info: info.order)

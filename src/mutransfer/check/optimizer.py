@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from mutransfer.check import feed
 from mutransfer.errors import InputError
+from mutransfer.optimizers import OptimizerFacts, facts_for
 
 POWER_ITERATIONS = 8
+FLAGS = ("use_muon", "is_muon", "muon")
 SHAPED_STATES = (
     "exp_avg",
     "exp_avg_sq",
@@ -23,6 +25,35 @@ SHAPED_STATES = (
     "acc_delta",
     "sum",
 )
+
+
+def owners(optimizers: list[Any]) -> dict[int, tuple[dict[str, Any], Any]]:
+    """id(parameter) → its group and the optimizer that steps it: a part, where one object holds several as `.parts`."""
+    found: dict[int, tuple[dict[str, Any], Any]] = {}
+    for optimizer in optimizers:
+        parts = getattr(optimizer, "parts", None)
+        for part in parts if isinstance(parts, (list, tuple)) and parts else [optimizer]:
+            for group in getattr(part, "param_groups", ()):
+                found.update({id(p): (group, part) for p in group["params"]})
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                found.setdefault(id(p), (group, optimizer))
+    return found
+
+
+def facts_of(group: dict[str, Any], optimizer: Any) -> OptimizerFacts | None:
+    """The declared facts of the rule that moves this group, None when nobody declared any.
+
+    A group of a plan carries its rule's name; one class that runs Muon beside Adam (`use_muon`) is known by neither name alone.
+    """
+    flag = next((bool(group[key]) for key in FLAGS if key in group), None)
+    for candidate in ("adamw" if flag is False else None, optimizer, group.get("optimizer")):
+        try:
+            if candidate is not None:
+                return facts_for(candidate)
+        except InputError:
+            continue
+    return None
 
 
 def default_decay(optimizer: Any) -> float:

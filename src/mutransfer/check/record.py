@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-import random
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from mutransfer.check import feed
-from mutransfer.check.optimizer import check_states, default_decay, erased_ratios, operator_norm
-from mutransfer.check.seen import Attention, Site
+from mutransfer.check.build import make, own_randomness, seed_all
+from mutransfer.check.optimizer import check_states, default_decay, erased_ratios, facts_of, owners
+from mutransfer.check.seen import Attention, Site, numbers
+from mutransfer.check.step import train
 from mutransfer.check.trace import Trace
-from mutransfer.errors import InputError
-from mutransfer.optimizers import OptimizerFacts, facts_for
+from mutransfer.optimizers import OptimizerFacts
 
 
 @dataclass
@@ -104,7 +102,7 @@ def run(records: Records, protocol: Protocol, i: int, j: int) -> None:
     batches = [feed.move(batch, device) for batch in protocol.batches]
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     check_states(optimizers, params, records.sizes[i])
-    groups = {id(p): (g, o) for o in optimizers for g in o.param_groups for p in g["params"]}
+    groups = owners(optimizers)
     if j == 0:
         _describe(records, model, params, groups)
     if protocol.schedule is not None:
@@ -123,43 +121,11 @@ def run(records: Records, protocol: Protocol, i: int, j: int) -> None:
             records.diverged[i, j] = (step, _first_bad(records, step, i, j))
             return
         if step < protocol.steps:
-            _train(records, protocol, model, params, groups, optimizers, schedulers, batches, start, step, i, j)
+            train(records, protocol, model, params, groups, optimizers, schedulers, batches, start, step, i, j)
     if j == 0 and (erased := erased_ratios(optimizers, schedulers)) is not None:
         owner = {id(p): name for name, p in params.items()}
         name = next((owner[id(p)] for p in erased[0]["params"] if id(p) in owner), next(iter(params)))
         records.erased.append((records.values[i], name, erased[1]))
-
-
-def make(build: Callable[[Any], Any], size: feed.Size, seed: int) -> tuple[nn.Module, list[Any], list[Any]]:
-    """The user's model and optimizers at this size, drawn from this seed. Raises InputError when their code fails."""
-    _seed(seed)
-    try:
-        result = build(dict(size) if isinstance(size, dict) else size)
-    except InputError:
-        raise
-    except Exception as error:
-        line = str(error).strip().splitlines()
-        raise InputError(f"build({size!r}) failed: {type(error).__name__}: {line[0] if line else ''}") from error
-    return feed.built(result, size)
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-@contextlib.contextmanager
-def own_randomness() -> Iterator[None]:
-    """The caller's random states (torch, numpy, python) are the same afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _rms(x: Tensor) -> float:
@@ -172,12 +138,9 @@ def _describe(records: Records, model: nn.Module, params: dict[str, nn.Parameter
         entry = groups.get(id(p))
         if entry is None or name in records.optimizer_of:
             continue
-        optimizer = entry[1]
-        records.optimizer_of[name] = type(optimizer).__name__
-        try:
-            records.facts[name] = facts_for(optimizer)
-        except InputError:
-            records.facts[name] = None
+        group, optimizer = entry
+        records.optimizer_of[name] = str(group.get("optimizer", type(optimizer).__name__))
+        records.facts[name] = facts_of(group, optimizer)
         records.default_decay[name] = default_decay(optimizer)
 
 
@@ -201,7 +164,7 @@ def _recorded(
     buffers = [(b, b.clone()) for b in model.buffers()]
     trace = Trace(model, changes=changes, before=before)
     with own_randomness():
-        _seed(seed)
+        seed_all(seed)
         with torch.no_grad(), trace:
             value = float(feed.scalar(loss(model, batch)))
     with torch.no_grad():
@@ -218,9 +181,7 @@ def _store(records: Records, trace: Trace, step: int, i: int, j: int, changes: d
         for (kind, name), value in zip(keys, means.double().sqrt().tolist(), strict=True):
             records.put(kind, name, step, i, j, value)
     if changes is not None:
-        for name, value in _numbers(
-            {n: torch.linalg.vector_norm(d) / math.sqrt(d.numel()) for n, d in changes.items()}
-        ):
+        for name, value in numbers({n: torch.linalg.vector_norm(d) / math.sqrt(d.numel()) for n, d in changes.items()}):
             records.put("moved", name, step, i, j, value)
     if step == 0 and j == 0:
         for key, site in seen.sites.items():
@@ -233,144 +194,8 @@ def _store(records: Records, trace: Trace, step: int, i: int, j: int, changes: d
             records.sites, records.attention, records.first_use = seen.sites, seen.attention, seen.first_use
 
 
-def _numbers(values: dict[Any, Tensor]) -> list[tuple[Any, float]]:
-    """All 0-d tensors fetched from the device at once."""
-    if not values:
-        return []
-    return list(
-        zip(values, torch.stack([v.detach().float().reshape(()) for v in values.values()]).tolist(), strict=True)
-    )
-
-
 def _first_bad(records: Records, step: int, i: int, j: int) -> str:
     for (kind, name, at), array in records.data.items():
         if kind == "size" and at == step and not math.isfinite(array[i, j]) and name != "(model)":
             return name
     return "(model)"
-
-
-def _train(
-    records: Records,
-    protocol: Protocol,
-    model: nn.Module,
-    params: dict[str, nn.Parameter],
-    groups: dict[int, Any],
-    optimizers: list[Any],
-    schedulers: list[Any],
-    batches: list[Any],
-    start: dict[str, Tensor],
-    step: int,
-    i: int,
-    j: int,
-) -> None:
-    for p in params.values():
-        p.grad = None
-    _seed(records.seeds[j] + 7919 * (step + 1))  # dropout does not depend on how many numbers the init drew
-    trace = Trace(model, gradients=True)
-    with trace:
-        value = feed.scalar(protocol.loss(model, batches[step % len(batches)]))
-    if not value.requires_grad:
-        raise InputError("the loss does not depend on the model's parameters: no gradient can flow from it")
-    value.backward()
-    grads = {name: _dense(p.grad) for name, p in params.items() if p.grad is not None}
-    _clip(records, protocol, model, grads, step, i, j)
-    grads = {name: _dense(p.grad) for name, p in params.items() if p.grad is not None}
-    for name in grads:
-        entry = groups.get(id(params[name]))
-        if entry is not None:
-            for kind in ("lr", "weight_decay", "eps"):
-                if isinstance(number := entry[0].get(kind), (int, float, Tensor)):
-                    records.put(kind, name, step, i, j, float(number))
-    previous = start if step == 0 else {name: params[name].detach().clone() for name in grads}
-    for optimizer in optimizers:
-        optimizer.step()
-    _updates(records, protocol, params, groups, grads, previous, step, i, j)
-    if trace.seen.squares:
-        for (kind, name), value in _numbers({k: torch.stack(v).mean() for k, v in trace.seen.squares.items()}):
-            records.put(kind, name, step, i, j, math.sqrt(max(0.0, value)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for scheduler in schedulers:
-            scheduler.step()
-    if protocol.after_step is not None:
-        protocol.after_step(model, optimizers[0] if len(optimizers) == 1 else optimizers, step)
-
-
-def _dense(g: Tensor) -> Tensor:
-    return g.to_dense() if g.is_sparse else g.detach()
-
-
-def _clip(
-    records: Records, protocol: Protocol, model: nn.Module, grads: dict[str, Tensor], step: int, i: int, j: int
-) -> None:
-    if protocol.clip is None or not grads:
-        return
-    norms = {n: torch.linalg.vector_norm(g.float()) for n, g in grads.items()}
-    before = float(torch.stack(list(norms.values())).norm())
-    for name, value in _numbers(norms):
-        records.put("norm before clip", name, step, i, j, value)
-    if callable(protocol.clip):
-        protocol.clip(model)
-    else:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), protocol.clip)
-    after = float(torch.stack([torch.linalg.vector_norm(_dense(p.grad).float()) for p in model.parameters() if p.grad is not None]).norm())  # fmt: skip
-    records.put("clip", "", step, i, j, after / before if before > 0 else 1.0)
-
-
-def _updates(
-    records: Records,
-    protocol: Protocol,
-    params: dict[str, nn.Parameter],
-    groups: dict[int, Any],
-    grads: dict[str, Tensor],
-    previous: dict[str, Tensor],
-    step: int,
-    i: int,
-    j: int,
-) -> None:
-    found: dict[tuple[str, str], Tensor] = {}
-    with torch.no_grad():
-        for name, g in grads.items():
-            p, old = params[name], previous[name]
-            update = p.detach() - old
-            facts = records.facts.get(name)
-            decay = groups[id(p)][0].get("weight_decay", 0.0) if id(p) in groups else 0.0
-            if decay and facts is not None and (facts.decay == "decoupled" or facts.kind == "sgd"):
-                update.add_(
-                    old, alpha=float(groups[id(p)][0]["lr"]) * float(decay)
-                )  # the loss's own step, without decay
-            norm = torch.linalg.vector_norm(g)
-            found["gradient", name] = norm / math.sqrt(g.numel())
-            found["gradient norm", name] = norm
-            found["update", name] = torch.linalg.vector_norm(update) / math.sqrt(update.numel())
-            found["descent", name] = -torch.dot(g.flatten(), update.flatten().to(g.dtype))
-            matrix = facts is None or facts.kind == "matrix" or protocol.operator_norms
-            if matrix and update.dim() >= 2:
-                found["update operator norm", name] = operator_norm(update)
-            if protocol.operator_norms and g.dim() >= 2:
-                found["gradient operator norm", name] = operator_norm(g)
-    for (kind, name), value in _numbers(found):
-        records.put(kind, name, step, i, j, value)
-
-
-def probe_degree(protocol: Protocol, size: feed.Size, seed: int, factor: float = 1024.0) -> dict[str, int]:
-    """The degree p of an unknown optimizer, A(tG) = tᵖ A(G), per parameter, from one step with G and one with t·G."""
-    found: list[dict[str, float]] = []
-    for t in (1.0, factor):
-        model, optimizers, _ = make(protocol.build, size, seed)
-        device = next(model.parameters()).device
-        _seed(seed)
-        feed.scalar(protocol.loss(model, feed.move(protocol.batches[0], device))).backward()
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        for p in model.parameters():
-            if p.grad is not None:
-                p.grad.mul_(t)
-        for optimizer in optimizers:
-            optimizer.step()
-        found.append({name: _rms(p.detach() - before[name]) for name, p in model.named_parameters()})
-    first, second = found
-    return {
-        name: int(math.log(second[name] / first[name]) / math.log(factor) > 0.5)
-        for name in first
-        if first[name] > 0 and second[name] > 0 and math.isfinite(second[name])
-    }

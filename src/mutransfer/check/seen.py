@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class Site:
     fan_in: int
     fan_out: int
     order: int
+    after: str  # the module whose output was the latest when the product was made
+    owned: bool  # whether the parameter hangs on that very module, so that the module's input is what reaches it
 
 
 @dataclass
@@ -67,3 +70,12 @@ def kept(x: Tensor) -> Tensor:
     if x.numel() > KEPT and x.dim() > 1:
         x = x[: max(1, KEPT * x.shape[0] // x.numel())]
     return x.clone()
+
+
+def numbers(values: dict[Any, Tensor]) -> list[tuple[Any, float]]:
+    """All 0-d tensors fetched from the device at once."""
+    if not values:
+        return []
+    return list(
+        zip(values, torch.stack([v.detach().float().reshape(()) for v in values.values()]).tolist(), strict=True)
+    )

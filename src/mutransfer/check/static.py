@@ -8,10 +8,14 @@ import numpy as np
 
 from mutransfer.check.expect import GROWS, TensorInfo
 from mutransfer.check.findings import Finding
+from mutransfer.check.operations import KEY, QUERY
 from mutransfer.check.record import Records
-from mutransfer.check.slopes import Slope, fit
-from mutransfer.check.trace import KEY, QUERY
+from mutransfer.check.slopes import Slope, fit, median
+from mutransfer.check.step import NO_GRADIENT
 from mutransfer.check.verdict import Judge
+
+EPS_SHARE = 0.3  # of the gradient, at the largest size, from which on eps decides the step
+EPS_GROWTH = 0.5
 
 
 def attention(judge: Judge) -> list[Finding]:
@@ -87,6 +91,33 @@ def _query_and_key(records: Records, label: str, query: str | None, key: str | N
     queries = ([query] if query else []) + [n for n in inside if QUERY.search(local[n]) and n != query]
     keys = ([key] if key else []) + [n for n in inside if KEY.search(local[n]) and n != key]
     return queries, keys
+
+
+def eps(judge: Judge, known: set[str]) -> list[Finding]:
+    """An eps that does not follow the gradient takes over at the large sizes: eps/|G_ij| (or eps/‖G‖_F) must not grow up to one."""
+    records, found = judge.records, []
+    for info in judge.infos:
+        facts, value = records.facts.get(info.name), records.get("eps", info.name)
+        if facts is None or facts.eps_kind not in ("element", "frobenius") or value is None or info.name in known:
+            continue
+        kind = "gradient touched" if facts.eps_kind == "element" else "gradient norm"
+        shares = []
+        for step in records.steps(kind, info.name):
+            gradient, at = records.get(kind, info.name, step), records.get("eps", info.name, step)
+            if gradient is not None and at is not None and np.all(gradient > NO_GRADIENT):
+                shares.append(at / gradient)
+        if not shares or float(np.median([np.mean(share[-1]) for share in shares])) <= EPS_SHARE:
+            continue
+        slope = median([fit(records.values, share) for share in shares])
+        if slope is None or slope.mean <= EPS_GROWTH:
+            continue
+        share = float(np.median([np.mean(one[-1]) for one in shares]))
+        advice = (
+            f"eps {float(np.nanmax(value)):.2g} is {share:.2g} times its gradient at {records.values[-1]:g}: lower it, "
+            "or scale it like the gradient"
+        )
+        found.append(judge.finding(info.name, "eps", "eps over its gradient", slope, 0.0, advice, "fail"))
+    return found
 
 
 def decay(judge: Judge) -> list[Finding]:

@@ -7,23 +7,18 @@ are computed. Nothing in the model is changed.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mutransfer.check.feed import tensors_in
-from mutransfer.check.seen import Attention, Seen, Site, kept, mean_square
-
-ROWS = 64  # rows (tokens) that the extra product with a weight's change is computed for
-QUERY = re.compile(r"(^|[._])(q|query|wq|q_?proj|to_q|c_attn|in_proj|qkv|query_key_value)", re.IGNORECASE)
-KEY = re.compile(r"(^|[._])(k|key|wk|k_?proj|to_k)([._]|_?proj|_norm|$)", re.IGNORECASE)
+from mutransfer.check.operations import HANDLERS, align
+from mutransfer.check.seen import Seen, Site, kept, mean_square
 
 
 class Trace(TorchFunctionMode):
@@ -50,9 +45,13 @@ class Trace(TorchFunctionMode):
         self.recent: deque[tuple[Tensor, str]] = deque(maxlen=8)
         self.products: deque[tuple[Tensor, int, Tensor, Tensor, str | None, str | None]] = deque(maxlen=2)
         self.handles: list[Any] = []
+        self.left = ""  # the module whose output is the latest
+        self.streams: dict[str, tuple[str, Tensor]] = {}  # a numbered stack -> its latest block and that block's input
 
     def __enter__(self) -> Trace:
         for name, module in self.model.named_modules():
+            if ".parametrizations." in f".{name}.":  # these make weights, not activations
+                continue
             self.handles.append(module.register_forward_pre_hook(self._entering(name), with_kwargs=True))
             self.handles.append(module.register_forward_hook(self._leaving(name), with_kwargs=True))
         super().__enter__()
@@ -64,6 +63,7 @@ class Trace(TorchFunctionMode):
             handle.remove()
         self.handles.clear()
         self.recent.clear()
+        self.streams.clear()
         self.products.clear()
 
     # modules ---------------------------------------------------------------------------------------------------------
@@ -76,8 +76,21 @@ class Trace(TorchFunctionMode):
                 with torch._C.DisableTorchFunction():
                     for x in tensors_in((args, kwargs), 1):
                         self.seen.add("input", name or "(model)", mean_square(x))
+                        if self.before is None and name.rpartition(".")[2].isdigit():
+                            self._stream(name, x.detach())
 
         return hook
+
+    def _stream(self, name: str, x: Tensor) -> None:
+        """What the previous block of this stack added to the stream, inside or outside of its own forward."""
+        stack = name.rpartition(".")[0]
+        previous, old = self.streams.get(stack, ("", None))
+        follows = previous and int(name.rpartition(".")[2]) == int(previous.rpartition(".")[2]) + 1
+        if old is not None and follows and old.shape == x.shape:
+            self.seen.add("stream before", previous, mean_square(old))
+            self.seen.add("stream after", previous, mean_square(x))
+            self.seen.add("contribution", previous, mean_square(x - old))
+        self.streams[stack] = name, x
 
     def _leaving(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -87,11 +100,13 @@ class Trace(TorchFunctionMode):
                 found = tensors_in(output)
                 for k, x in enumerate(found):
                     label = (name or "(model)") + (f"[{k}]" if k else "")
-                    self._output(label, x, module, args, kwargs, first=k == 0)
+                    self._output(label, x, module, args, kwargs)
+                if found:
+                    self.left = name
 
         return hook
 
-    def _output(self, label: str, x: Tensor, module: nn.Module, args: Any, kwargs: Any, first: bool) -> None:
+    def _output(self, label: str, x: Tensor, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.gradients:
             if x.requires_grad:
                 x.register_hook(lambda g, label=label: self.seen.add("gradient of output", label, mean_square(g)))
@@ -108,10 +123,6 @@ class Trace(TorchFunctionMode):
             now = x.detach()[: old.shape[0]]
             if now.shape == old.shape:
                 self.seen.add("change", label, mean_square(now - old))
-        if first and self.before is None:
-            inputs = tensors_in((args, kwargs), 1)
-            if inputs and inputs[0].shape == x.shape and x.dtype == inputs[0].dtype:
-                self.seen.add("contribution", label, mean_square(x - inputs[0]))
 
     # operations ------------------------------------------------------------------------------------------------------
 
@@ -152,10 +163,17 @@ class Trace(TorchFunctionMode):
             key = f"{param} @ {module}"
             known = self.seen.sites.get(key)
         if known is None:
-            known = self.seen.sites[key] = Site(key, param, module, fan_in, fan_out, self.seen.tick())
+            known = self.seen.sites[key] = Site(
+                key, param, module, fan_in, fan_out, self.seen.tick(), self.left, self._owned(module, param)
+            )
         if out.is_floating_point():
             self.recent.append((out.detach(), param))
         return known
+
+    def _owned(self, module: str, param: str) -> bool:
+        """Whether this parameter (perhaps tied to another name) hangs directly on this module."""
+        w = self.named[param]
+        return any(p is w for p in self.model.get_submodule(module).parameters(recurse=False))
 
     def measure(
         self,
@@ -174,7 +192,7 @@ class Trace(TorchFunctionMode):
                 out.register_hook(lambda g, key=site.key: self.seen.add("gradient at", key, mean_square(g)))
             return
         if self.changes is None:
-            product = out if bias is None else out.detach() - _align(bias.detach(), out)
+            product = out if bias is None else out.detach() - align(bias.detach(), out)
             self.seen.add("product", site.key, mean_square(product))
             if x is not None:
                 self.seen.add("operand", site.key, mean_square(x))
@@ -183,191 +201,3 @@ class Trace(TorchFunctionMode):
             offset = weight.storage_offset() - whole.storage_offset()
             view = torch.as_strided(change, weight.size(), weight.stride(), offset)
             self.seen.add("own", site.key, mean_square(apply(view)))
-
-
-def _align(bias: Tensor, out: Tensor) -> Tensor:
-    """A convolution's bias belongs to axis 1, everyone else's to the last."""
-    if bias.dim() == 1 and out.dim() > 2 and out.shape[-1] != bias.numel():
-        return bias.reshape(-1, *[1] * (out.dim() - 2))
-    return bias
-
-
-def _rows(x: Tensor) -> Tensor:
-    flat = x.detach().reshape(-1, x.shape[-1])
-    return flat[:: max(1, flat.shape[0] // ROWS)][:ROWS]
-
-
-def _argument(args: Any, kwargs: Any, position: int, *names: str) -> Any:
-    if len(args) > position:
-        return args[position]
-    return next((kwargs[name] for name in names if name in kwargs), None)
-
-
-def _linear(trace: Trace, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    x, w, b = (_argument(args, kwargs, k, name) for k, name in enumerate(("input", "weight", "bias")))
-    param = trace.weight(w)
-    if param is not None and w.dim() == 2:
-        trace.measure(param, w, x, out, b, (w.shape[1], w.shape[0]), lambda d: F.linear(_rows(x), d))
-
-
-def _matmul(trace: Trace, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    left, right = args[0], _argument(args, kwargs, 1, "other", "mat2")
-    if func is torch.Tensor.__rmatmul__:
-        left, right = right, left
-    if not isinstance(right, Tensor) or not isinstance(left, Tensor):
-        return
-    if (param := trace.weight(right)) is not None:
-        fans = (right.shape[-2], right.shape[-1])
-        apply = (lambda d: _rows(left) @ d) if right.dim() == 2 else (lambda d: left.detach() @ d)
-        trace.measure(param, right, left, out, None, fans, apply)
-    elif (param := trace.weight(left)) is not None:
-        trace.measure(param, left, right, out, None, (left.shape[-1], left.shape[-2]), lambda d: d @ right.detach())
-    elif left.dim() >= 3 and right.dim() >= 3:
-        _product(trace, left, right, left.shape[-1], out)
-
-
-def _addmm(trace: Trace, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    bias, x, w = args[0], _argument(args, kwargs, 1, "mat1", "batch1"), _argument(args, kwargs, 2, "mat2", "batch2")
-    if (param := trace.weight(w)) is not None:
-        trace.measure(param, w, x, out, bias, (w.shape[-2], w.shape[-1]), lambda d: x.detach() @ d)
-
-
-def _einsum(trace: Trace, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    operands = list(args[1]) if len(args) == 2 and isinstance(args[1], (list, tuple)) else list(args[1:])
-    if not isinstance(args[0], str) or len(operands) != 2 or "." in args[0] or "->" not in args[0]:
-        return
-    inputs, result = args[0].replace(" ", "").split("->")
-    letters = inputs.split(",")
-    for k, operand in enumerate(operands):
-        if (param := trace.weight(operand)) is not None:
-            sizes = dict(zip(letters[k], operand.shape, strict=True))
-            fan_in = math.prod(n for letter, n in sizes.items() if letter not in result)
-            fan_out = math.prod(n for c, n in sizes.items() if c in result and c not in letters[1 - k])
-            other = operands[1 - k]
-
-            def apply(d: Tensor, k: int = k, other: Tensor = other) -> Tensor:
-                pair = (d, other.detach()) if k == 0 else (other.detach(), d)
-                return torch.einsum(args[0], *pair)
-
-            trace.measure(param, operand, other, out, None, (fan_in, fan_out), apply)
-            return
-    contracted = [c for c in letters[0] if c in letters[1] and c not in result]
-    if contracted and operands[0].dim() >= 3:
-        sizes = dict(zip(letters[0], operands[0].shape, strict=True))
-        _product(trace, operands[0], operands[1], math.prod(sizes[c] for c in contracted), out)
-
-
-def _embedding(trace: Trace, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    index, w = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "weight")
-    if func is torch.Tensor.__getitem__:
-        index, w = w if w is not None else args[1], args[0]
-        if not isinstance(index, Tensor) or index.dtype != torch.int64:
-            return
-    param = trace.weight(w)
-    if param is not None and w.dim() == 2 and isinstance(index, Tensor):
-        trace.measure(param, w, None, out, None, (1, w.shape[1]), lambda d: d[index.reshape(-1)[: 4 * ROWS]])
-
-
-def _conv(trace: Trace, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    x, w, b = (_argument(args, kwargs, k, name) for k, name in enumerate(("input", "weight", "bias")))
-    param = trace.weight(w)
-    if param is None or w.dim() < 3:
-        return
-    groups = _argument(args, kwargs, 7 if "transpose" in func.__name__ else 6, "groups")
-    if "transpose" in func.__name__:
-        groups = _argument(args, kwargs, 6, "groups") or 1
-        kernel = w[0, 0].numel()
-        fans = (w.shape[0] // groups * kernel, w.shape[1] * groups)
-    else:
-        fans = (w[0].numel(), w.shape[0])
-    few = x.detach()[: max(1, ROWS * x.shape[0] * x.shape[1] // x.numel())] if x.dim() == w.dim() else x.detach()
-
-    def apply(change: Tensor) -> Tensor:
-        swap = {id(x): few, id(w): change, id(b): None}
-        return func(*(swap.get(id(a), a) for a in args), **{k: swap.get(id(a), a) for k, a in kwargs.items()})
-
-    trace.measure(param, w, x, out, b, fans, apply)
-
-
-def _product(trace: Trace, left: Tensor, right: Tensor, contracted: int, out: Tensor) -> None:
-    """Remember an activation-times-activation product: it is an attention logit if a softmax follows."""
-    if not trace.gradients:
-        names = trace.source(left, QUERY), trace.source(right, KEY)
-        trace.products.append((out, contracted, left, right, *names))
-
-
-def _attend(trace: Trace, module: str, d: int, q: Tensor, k: Tensor, scale: Any, names: Any, explicit: bool) -> None:
-    label = module or "(model)"
-    query, key = names
-    trace.seen.attention.setdefault(label, Attention(label, d, query, key, explicit))
-    trace.seen.add("query", label, mean_square(q))
-    trace.seen.add("key", label, mean_square(k))
-    trace.seen.add("scale", label, scale if isinstance(scale, Tensor) else torch.tensor(float(scale)).square())
-
-
-def _sdpa(trace: Trace, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    if trace.gradients:
-        return
-    q, k = _argument(args, kwargs, 0, "query"), _argument(args, kwargs, 1, "key")
-    scale = kwargs.get("scale")
-    names = trace.source(q, QUERY), trace.source(k, KEY)
-    d = q.shape[-1]
-    _attend(trace, trace.stack[-1] if trace.stack else "", d, q, k, d**-0.5 if scale is None else scale, names, True)
-
-
-def _softmax(trace: Trace, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    logits = args[0] if args else kwargs.get("input")
-    if trace.gradients or not isinstance(logits, Tensor) or logits.dim() < 3:
-        return
-    for product, d, q, k, query, key in reversed(trace.products):
-        if product.numel() == logits.numel() and product.shape[-1] == logits.shape[-1]:
-            product = product.detach().reshape(logits.shape)
-            visible = logits.detach() > -1e4  # masked positions say nothing about the scale
-            top, bottom = logits.detach()[visible].float(), product[visible].float()
-            # a zero query shows no scale at this step (0/0 is nan); a later step will
-            scale = mean_square(top) / mean_square(bottom)
-            _attend(trace, trace.stack[-1] if trace.stack else "", d, q, k, scale, (query, key), False)
-            trace.products.clear()
-            return
-
-
-def _packed_attention(trace: Trace, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """`nn.MultiheadAttention` is one opaque function: its three projections of the input are computed again here."""
-    if trace.gradients:
-        return
-    q, k, v = args[:3]
-    width, heads, packed = args[3], args[4], args[5]
-    parts = packed.chunk(3) if packed is not None else [kwargs.get(f"{c}_proj_weight") for c in "qkv"]
-    made = []
-    for w, x in zip(parts, (q, k, v), strict=True):
-        param = trace.weight(w)
-        if param is None:
-            return
-        product = F.linear(x.detach(), w.detach())
-        trace.measure(param, w, x, product, None, (w.shape[1], w.shape[0]), lambda d, x=x: F.linear(_rows(x), d))
-        made.append((product, param))
-    d = width // heads
-    names = made[0][1], made[1][1]
-    _attend(trace, trace.stack[-1] if trace.stack else "", d, made[0][0], made[1][0], d**-0.5, names, True)
-
-
-HANDLERS: dict[Any, Callable[..., None]] = {
-    F.linear: _linear,
-    F.embedding: _embedding,
-    torch.embedding: _embedding,
-    torch.Tensor.__getitem__: _embedding,
-    torch.addmm: _addmm,
-    torch.baddbmm: _addmm,
-    torch.einsum: _einsum,
-    F.scaled_dot_product_attention: _sdpa,
-    F.softmax: _softmax,
-    torch.softmax: _softmax,
-    torch.Tensor.softmax: _softmax,
-    F.multi_head_attention_forward: _packed_attention,
-    **dict.fromkeys((torch.matmul, torch.mm, torch.bmm), _matmul),
-    **dict.fromkeys((torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.bmm), _matmul),
-    **dict.fromkeys((torch.Tensor.__matmul__, torch.Tensor.__rmatmul__), _matmul),
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _conv),
-    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _conv),
-}
-"""The operations that are watched."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mutransfer.check.expect import GROWS, TensorInfo
+from mutransfer.check import heads
+from mutransfer.check.expect import TensorInfo
 from mutransfer.check.findings import Finding
 from mutransfer.check.record import Records
 from mutransfer.check.slopes import Slope, fit, median
@@ -89,7 +90,13 @@ class Judge:
         if info.degree == 0:
             return best
         gradient = self.slope("gradient norm", info.name, step)
-        return None if gradient is None else best - (gradient - info.gradient_exponent)
+        if gradient is None:
+            return None
+        error = best - (gradient - info.gradient_exponent)
+        # what comes back to a fixed-size layer inside the net adds up over the width at random or aligned: both are right
+        return (
+            error - float(np.clip(error.mean, -info.a / 2, 0.0)) if info.role == "output" and not info.head else error
+        )
 
     def update_error(self, info: TensorInfo) -> Slope | None:
         """Median over steps of `_update`; a degree-1 step remembers other gradients later on, so only its first one counts."""
@@ -111,45 +118,6 @@ class Judge:
         product = self.slope("product", site)
         return [predicted] if product is None else [predicted, product - operand]
 
-    def head_init_errors(self, info: TensorInfo, site: str) -> list[Slope]:
-        """Errors of a head's init in units of true logits, where it should fall like fan-in^-½ wherever the multiplier is."""
-        fans = np.array(self.records.fans[site], dtype=float)
-        growth = fit(self.records.values, fans[:, :1])
-        if growth is None:
-            return []
-        operand, found = self.slope("operand", site), []
-        for outer in self.outer_multipliers(site):
-            for relative in self.init_errors(info, site):
-                own = relative + outer + growth.mean / 2
-                found += [own] if operand is None else [own, own + operand]
-        return found
-
-    def outer_multipliers(self, site: str) -> list[Slope]:
-        """Exponents of what may multiply this site's output later on, read off the gradient that comes back to it.
-
-        The loss's own gradient at the model's output is a reference: where exploding outputs make it grow (a regression) that is no
-        multiplier; where it falls, it is either a multiplier inside the loss or a loss without targets, so both readings stand.
-        """
-        for step in self.records.steps("gradient at", site):
-            if (slope := self.slope("gradient at", site, step)) is not None:
-                loss = self.slope("gradient of output", "(model)", step)
-                if loss is None or abs(loss.mean) < 0.1:
-                    return [slope]
-                return [slope - loss] if loss.mean > 0 else [slope, slope - loss]
-        return []
-
-    def head_update_errors(self, info: TensorInfo, site: str) -> list[Slope]:
-        """Errors of a head's update: its step's first-order effect on the loss, and its own size times its multiplier."""
-        found = [s for s in [self.typical("descent", info.name)] if s is not None]
-        plain = self.update_error(info)
-        if plain is None:
-            return found
-        for outer in self.outer_multipliers(site):
-            own = plain + (1 + info.degree) * outer
-            operand = self.slope("operand", site)
-            found += [own] if operand is None else [own, own + (1 + info.degree) * operand]
-        return found
-
     def gradient_excess(self, info: TensorInfo) -> Slope | None:
         """The exponent by which this tensor's gradient exceeds the expected one: its multiplier, if all else is right."""
         slope = self.typical("gradient norm", info.name)
@@ -170,37 +138,59 @@ class Judge:
     def _plain(self, info: TensorInfo) -> tuple[Slope | None, Slope | None]:
         """(init error, update error) of a body tensor without any multiplier."""
         errors = self.init_errors(info, info.sites[0] if info.sites else None)
+        if info.role == "output" and not info.head:  # a fixed size inside the net may start like a head or at size one
+            errors = [e - float(np.clip(e.mean, -info.a / 2, 0.0)) for e in errors]
         return min(errors, key=lambda s: abs(s.mean)) if errors else None, self.update_error(info)
 
     # judging ---------------------------------------------------------------------------------------------------------
 
-    def heads(self, info: TensorInfo) -> list[str]:
-        """The sites where this tensor is a read-out: fan-in grows and fan-out does not."""
-        found = []
-        for site in info.sites:
-            fans = np.array(self.records.fans.get(site, []), dtype=float)
-            if len(fans) == len(self.records.values):
-                a, b = (fit(self.records.values, fans[:, k : k + 1]) for k in (0, 1))
-                if a is not None and a.mean > GROWS and (b is None or b.mean <= GROWS):
-                    found.append(site)
-        return found
-
     def judge(self) -> list[Finding]:
         """Findings of all tensors, most upstream first."""
         common = self.common_excesses()
-        last_head = max((i.order for i in self.infos if i.role == "output"), default=None)
         found: list[Finding] = []
         for info in self.infos:
-            if info.role == "unknown":
+            if self.unused(info):
+                found.append(Finding(info.name, "unused", "no operation used it and no gradient reached it", 0, 0, 0, 0,
+                                     "it was not checked", "note"))  # fmt: skip
+            elif info.role == "unknown":
                 found.append(Finding(info.name, "unknown axes", "its axes cannot be told from its shape", 0, 0, 0, 0,
                                      "only its neighbours were checked", "note"))  # fmt: skip
-            elif info.role == "output" and info.sites:
-                found += self._head(info, info.sites[0], info.order == last_head)
+            elif info.head:
+                found += heads.judge_head(self, info, info.sites[0])
             else:
                 found += self._body(info, common)
-                for site in self.heads(info):
-                    found += self._tied(info, site)
-        return found
+                if info.role != "output":
+                    for site in heads.sites_of(self, info):
+                        found += heads.judge_tied(self, info, site)
+        return found + self._unseen()
+
+    def unused(self, info: TensorInfo) -> bool:
+        """Whether neither the forward nor the gradient knows this tensor."""
+        used = any(self.records.first_use.get(m) is not None for m in (info.name.rpartition(".")[0],) if m)
+        return not info.sites and not used and self._gradient(info) == 0.0
+
+    def _gradient(self, info: TensorInfo) -> float:
+        arrays = [self.records.get("gradient", info.name, step) for step in self.records.steps("gradient", info.name)]
+        return max((float(np.nanmax(a)) for a in arrays if a is not None and np.any(np.isfinite(a))), default=0.0)
+
+    def _unseen(self) -> list[Finding]:
+        """Matrices whose gradient was exactly zero all along, such as those behind a zero-initialised head in a single step."""
+        unseen = [
+            i.name
+            for i in self.infos
+            if i.sites and i.role in ("hidden", "input", "output") and self._gradient(i) == 0.0
+        ]
+        zero = [
+            i.name for i in self.infos if (w := self.records.get("weight", i.name)) is not None and not np.any(w > 0)
+        ]
+        if not unseen:
+            return []
+        more = any(i.sites and i.name in zero for i in self.infos)
+        advice = (
+            f"zero-initialised tensors hide it ({zero[0]}): take at least 3 steps" if more else "is it used at all?"
+        )
+        what = f"its gradient is exactly zero at every step (as of {len(unseen) - 1} others)"
+        return [Finding(unseen[0], "not seen", what, 0, 0, 0, 0, advice, "unclear" if more else "note")]
 
     def _body(self, info: TensorInfo, common: list[Slope]) -> list[Finding]:
         init, update = self._plain(info)
@@ -225,6 +215,9 @@ class Judge:
         zero = start is None and update is not None and self.within(update + 0.5 * power)
         if info.name in self.verified_attention and (consistent or zero):
             return True
+        carried = self._sibling_gain(info)
+        if carried is not None and update is not None and self.within(update - power * carried):
+            return True
         excess = self.gradient_excess(info)
         if excess is None or update is None:
             return False
@@ -236,6 +229,16 @@ class Judge:
             if moves and (start is None or bias or self.within(start + multiplier)):
                 return True
         return False
+
+    def _sibling_gain(self, info: TensorInfo) -> Slope | None:
+        """The exponent of the multiplier that a bias's own module carries in its gain or weight, where it carries one."""
+        if info.role not in ("vector", "scalar") or not info.name.endswith("bias"):
+            return None
+        own = next((i for i in self.infos if i.name == f"{info.name[:-4]}weight"), None)
+        if own is None:
+            return None
+        start = self._plain(own)[0]
+        return None if self.within(start) else start
 
     def _unclear(self, info: TensorInfo, init: Slope | None, update: Slope | None) -> list[Finding]:
         found = []
@@ -255,10 +258,10 @@ class Judge:
             found.append(self.finding(info.name, "init", what, init, 0.0,
                                       f"multiply its init std by {self.factor(-init.mean)}", grade))  # fmt: skip
         if update is not None and (grade := self.grade(update)) != "ok":
-            found.append(self._update_finding(info, update, grade))
+            found.append(self.update_finding(info, update, grade))
         return found
 
-    def _update_finding(self, info: TensorInfo, update: Slope, grade: str) -> Finding:
+    def update_finding(self, info: TensorInfo, update: Slope, grade: str) -> Finding:
         what = "the effect of its own update"
         if update.mean < 0 and self._eps_bites(info):
             eps = self.records.data["eps", info.name, 0]
@@ -277,42 +280,3 @@ class Judge:
         if info.kind == "matrix":
             gradient = gradient * np.sqrt(float(np.prod(info.shape)))
         return float(np.nanmedian(gradient[-1])) <= 10 * float(np.nanmax(eps[-1]))
-
-    def _head(self, info: TensorInfo, site: str, last: bool) -> list[Finding]:
-        init_errors, update_errors = self.head_init_errors(info, site), self.head_update_errors(info, site)
-        if not last:  # a bottleneck inside the net may start at size one
-            init_errors += [e - info.a / 2 for e in init_errors]
-            for relative in self.init_errors(info, site):
-                init_errors += [relative, relative + info.a / 2]
-            plain = self.update_error(info)
-            update_errors += [] if plain is None else [plain]
-        init = min(init_errors, key=lambda s: abs(s.mean)) if init_errors else None
-        update = min(update_errors, key=lambda s: abs(s.mean)) if update_errors else None
-        if self.within(init) and self.within(update):
-            return []
-        found = []
-        if init is not None and (grade := self.grade(init)) != "ok":
-            found.append(self.finding(info.name, "readout multiplier", "the size of its logits at the start", init, -info.a / 2,
-                                      f"multiply its output (or its init std) by {self.factor(-init.mean)}", grade))  # fmt: skip
-        if update is not None and (grade := self.grade(update)) != "ok":
-            if init is not None and self.grade(init) == "fail" and self.within(update - (1 + info.degree) * init):
-                advice = "the same multiplier corrects its update"
-                found.append(
-                    self.finding(
-                        info.name, "readout multiplier", "the effect of its own update", update, 0.0, advice, grade
-                    )
-                )
-            else:
-                found.append(self._update_finding(info, update, grade))
-        return found
-
-    def _tied(self, info: TensorInfo, site: str) -> list[Finding]:
-        """A tensor shared with the read-out: its update is judged as an embedding's, its logits must still fall."""
-        errors = self.head_init_errors(info, site)
-        if not errors:
-            return []
-        init = min(errors, key=lambda s: abs(s.mean))
-        if (grade := self.grade(init)) == "ok":
-            return []
-        return [self.finding(info.name, "readout multiplier", "the size of the logits it makes at the start", init, -0.5,
-                             f"multiply the read-out's input by {self.factor(-init.mean)}", grade)]  # fmt: skip

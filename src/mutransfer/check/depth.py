@@ -1,7 +1,8 @@
-"""The depth rules: tensors matched across depths by their place in a block, sums over blocks, and the residual stream.
+"""The depth rules: tensors matched across depths by their place in a block, relative updates, and the residual stream.
 
-In a net of L residual blocks each block may add at most about L^-½ of the stream at the start (that is α = ½; CompleteP's α = 1 adds
-L^-1), and all blocks together must change the loss by the same amount in one step: Σ_k ⟨G_k, ΔW_k⟩ ~ L^0 (theory §1, §3).
+In a net of L residual blocks each block may add at most about L^-½ of the stream at the start: L^-e with e = ½, or e = 1 (CompleteP).
+Then every matrix in a block must be updated like ‖ΔW‖/‖W₀‖ ~ L^(e−1) (theory §1, §3), in any gauge. Under SGD the update follows a
+gradient that other tensors may have spoilt; freed from that (expected: ‖G‖·‖W₀‖ ~ L^-e) only the tensor's own rate is left.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mutransfer.check.verdict import Judge
 from mutransfer.errors import InputError
 
 CLEAR = 0.15
+DESCENT = 0.75  # below this Σ⟨G, ΔW⟩ over a handful of depths says nothing
 
 
 @dataclass
@@ -88,6 +90,22 @@ def gather(records: Records, kind: str, stacks: Stacks, step: int, how: str) -> 
     return found
 
 
+@dataclass
+class Stack:
+    """One stack of blocks that gets deeper: what each block adds to its stream at the start."""
+
+    name: str  # folded, such as "blocks.*"
+    slope: Slope | None  # exponent of |contribution| / |first input|; None where it is zero or there is no stream
+    residual: bool
+
+    @property
+    def exponent(self) -> float | None:
+        """e: 1 or ½, whichever is nearer; None where the blocks add nothing at the start."""
+        if self.slope is None or not self.residual:
+            return None
+        return 1.0 if self.slope.mean < -0.75 else 0.5
+
+
 class DepthJudge:
     """Findings along a depth axis."""
 
@@ -95,9 +113,14 @@ class DepthJudge:
         self.judge, self.records, self.stacks = judge, judge.records, stacks
 
     def judge_all(self) -> list[Finding]:
-        """Block contributions first; with those right, every tensor's share of the descent; then growth that neither explains."""
-        found = self._contributions()
-        found += self._descent(blame=not found)
+        """Block contributions first; with those right, every tensor's relative update; then growth that neither explains."""
+        measured = self._measure()
+        found = self._contributions(measured)
+        found += self._updates(measured, blame=not found)
+        if not found:
+            found = self._descent()
+        order = {info.name: info.order for info in self.judge.infos}
+        found.sort(key=lambda f: (f.rule != "branch multiplier", order.get(f.name, 0.0)))
         return found if any(f.severity == "fail" for f in found) else found + self._stream()
 
     def _real(self, folded: str) -> str:
@@ -120,28 +143,35 @@ class DepthJudge:
         last = [s.param for s in inside if s.param.startswith(f"{block}.")][-1]
         return ends if last in ends or not ends else [*ends, last]
 
-    def _contributions(self) -> list[Finding]:
-        added = gather(self.records, "contribution", self.stacks, 0, "rms")
-        entering = gather(self.records, "input", self.stacks, 0, "rms")
-        found: list[Finding] = []
+    def _measure(self) -> list[Stack]:
+        kinds = ("contribution", "stream before", "stream after")
+        added, before, after = (gather(self.records, kind, self.stacks, 0, "rms") for kind in kinds)
+        found = []
         for name, array in added.items():
             if not name.endswith(".*") or name.rpartition(".")[0] not in self.stacks.paths:
                 continue
             first = self._first_input(name)
-            reference = entering.get(name) if first is None else first
-            if reference is None or not self._is_residual(name, array, entering.get(name)):
+            there = np.all(np.isfinite(array), axis=1)  # a single block adds to nothing that follows
+            if first is None or there.sum() < 2:
                 continue
-            slope = fit(self.records.values, array / reference)
-            if slope is None:  # a block that adds nothing at the start
+            sizes = [v for v, ok in zip(self.records.values, there, strict=True) if ok]
+            slope = fit(sizes, (array / first)[there])
+            found.append(Stack(name, slope, _adds(array[there], before[name][there], after[name][there])))
+        return found
+
+    def _contributions(self, measured: list[Stack]) -> list[Finding]:
+        found: list[Finding] = []
+        for stack in measured:
+            if stack.slope is None or not stack.residual:
                 continue
-            error = slope + 0.5
+            error = stack.slope + 0.5
             if error.mean <= self.judge.tolerance or self.judge.grade(error) != "fail":
                 continue
-            low, high = slope.interval(self.judge.level)
+            low, high = stack.slope.interval(self.judge.level)
             advice = f"multiply it by depth^-1 (or depth^-½ for branches of one matrix): ÷{self.judge.ratio:.3g} at the deepest"
-            for end in self._branch_ends(name):
-                found.append(Finding(end, "branch multiplier", f"what each {name} adds to the stream at the start", slope.mean,
-                                     low, high, -1.0, advice, "fail"))  # fmt: skip
+            for end in self._branch_ends(stack.name):
+                found.append(Finding(end, "branch multiplier", f"what each {stack.name} adds to the stream at the start",
+                                     stack.slope.mean, low, high, -1.0, advice, "fail"))  # fmt: skip
         return found
 
     def _first_input(self, folded: str) -> np.ndarray | None:
@@ -150,64 +180,99 @@ class DepthJudge:
             return None
         return self.records.get("input", min(candidates, key=lambda n: self.records.first_use.get(n, 1 << 30)))
 
-    def _is_residual(self, name: str, added: np.ndarray, entering: np.ndarray | None) -> bool:
-        """Whether these blocks add to a stream: out = in + branch makes |out|² ≥ |in|² while a plain layer forgets its input.
+    def _updates(self, measured: list[Stack], blame: bool) -> list[Finding]:
+        """‖ΔW‖/‖W₀‖ of every matrix with a random start, against L^(e−1) in a block and L^0 outside of the stacks."""
+        weight = gather(self.records, "weight", self.stacks, 0, "rms")
+        steps = sorted({step for kind, _, step in self.records.data if kind == "update"})
+        updates = {step: gather(self.records, "update", self.stacks, step, "rms") for step in steps}
+        gradients = {step: gather(self.records, "gradient", self.stacks, step, "rms") for step in steps}
+        infos = {self.stacks.fold(info.name): info for info in self.judge.infos}
+        found: list[Finding] = []
+        for name, start in weight.items():
+            info = infos.get(name)
+            if info is None or len(info.shape) < 2 or fit(self.records.values, start) is None:
+                continue
+            slopes = []
+            for step in steps:
+                moved, gradient = updates[step].get(name), gradients[step].get(name)
+                relative = None if moved is None else fit(self.records.values, moved / start)
+                pull = None if gradient is None else fit(self.records.values, gradient * start)
+                if relative is not None and (info.degree == 0 or pull is not None):
+                    slopes.append(relative if info.degree == 0 or pull is None else relative - pull)
+            slope = median(slopes[:1] if info.degree else slopes)
+            if slope is None:
+                continue
+            low, high = self._expected(name, info.degree, measured)
+            error = slope - float(np.clip(slope.mean, low, high))
+            if (grade := self.judge.grade(error)) == "ok":
+                continue
+            expected = low if error.mean < 0 else high
+            what = f"{name}'s update relative to its size" + (", freed from its gradient," if info.degree else "")
+            advice = f"multiply its learning rate by {self.judge.factor(-error.mean)}"
+            found.append(self.judge.finding(self._real(name), "learning rate over depth", what, error, expected, advice,
+                                            grade if blame else "note"))  # fmt: skip
+        return found
 
-        A plain layer y of x has |y − x|² ≈ |x|² + |y|²; a residual one has |y − x|² ≈ |y|² − |x|².
-        """
-        leaving = gather(self.records, "size", self.stacks, 0, "rms").get(name)
-        if leaving is None or entering is None:
-            return False
-        gap_plain = np.abs(added**2 - (entering**2 + leaving**2))
-        gap_residual = np.abs(added**2 - np.abs(leaving**2 - entering**2))
-        return bool(np.nanmean(gap_residual) < np.nanmean(gap_plain))
+    def _expected(self, name: str, degree: int, measured: list[Stack]) -> tuple[float, float]:
+        """The range of the exponent of ‖ΔW‖/‖W₀‖, divided by ‖G‖·‖W₀‖ for degree 1: (e−1) + p·e, where e may be unknown."""
+        if "*" not in name:
+            return 0.0, 0.0
+        e = next((stack.exponent for stack in measured if name.startswith(f"{stack.name}.")), None)
+        ends = (e, e) if e is not None else (0.5, 1.0)
+        return ends[0] - 1 + degree * ends[0], ends[1] - 1 + degree * ends[1]
 
     def _stream(self) -> list[Finding]:
-        """Modules whose size, or whose change after the first and the last step, grows with depth."""
-        wrong: list[tuple[int, str, str, Slope]] = []
+        """The stream after all blocks, or the logits, whose size or change grows with depth although every tensor is right."""
         last = max(self.records.steps("size", "(model)") or [0])
-        for kind, steps in (("size", (0,)), ("change", (1, last))):
-            gathered = [gather(self.records, kind, self.stacks, step, "rms") for step in steps]
-            for name in gathered[0]:
-                slopes = [fit(self.records.values, g.get(name)) for g in gathered]
-                if all(
-                    s is not None and s.mean > self.judge.tolerance and s.interval(self.judge.level)[0] > CLEAR
-                    for s in slopes
-                ):
-                    path = "" if name == "(model)" else name.partition("[")[0]
-                    use = [v for n, v in self.records.first_use.items() if self.stacks.fold(n) == path]
-                    slope = median(slopes)
-                    if slope is not None:
-                        what = "its output at the start" if kind == "size" else "the change of its output"
-                        wrong.append((min(use, default=0), name, what, slope))
-        if not wrong:
-            return []
-        _, name, what, slope = max(wrong, key=lambda w: (w[1].count(".") > 0, -w[0]))
-        path = "" if name == "(model)" else name.partition("[")[0]
-        inside = [
-            s for s in self.records.sites.values() if self.stacks.fold(s.param).startswith(f"{path}." if path else "")
-        ]
-        before = [s for s in self.records.sites.values() if s.order <= min((w[0] for w in wrong), default=0)]
-        chosen = inside or before or list(self.records.sites.values())
-        param = chosen[-1].param if chosen else name
-        low, high = slope.interval(self.judge.level)
-        return [Finding(param, "branch multiplier", f"in {name}, {what}", slope.mean, low, high, 0.0,
-                        "what the blocks add together must not grow with depth", "fail")]  # fmt: skip
+        bound = self.judge.tolerance + CLEAR
+        for name in (*self._outside(), "(model)"):
+            for kind, steps in (("size", (0,)), ("change", (1, last))):
+                slopes = [self.judge.slope(kind, name, step) for step in steps]
+                if any(s is None or s.mean <= bound or s.interval(self.judge.level)[0] <= CLEAR for s in slopes):
+                    continue
+                slope = median(slopes)
+                inside = [s for s in self.records.sites.values() if "*" in self.stacks.fold(s.param)]
+                if slope is not None and inside:
+                    low, high = slope.interval(self.judge.level)
+                    what = "its output at the start" if kind == "size" else "the change of its output"
+                    return [Finding(inside[-1].param, "branch multiplier", f"in {name}, {what}", slope.mean, low, high, 0.0,
+                                    "what the blocks add together must not grow with depth", "fail")]  # fmt: skip
+        return []
 
-    def _descent(self, blame: bool) -> list[Finding]:
-        """Σ over blocks of ⟨G, ΔW⟩ must not depend on depth, tensor by tensor."""
+    def _outside(self) -> list[str]:
+        """Modules after the stacks, in order: what they see is the stream."""
+        use = self.records.first_use
+        last = max((at for name, at in use.items() if "*" in self.stacks.fold(name)), default=0)
+        after = [
+            n
+            for n in self.records.names("size")
+            if "*" not in self.stacks.fold(n) and use.get(n.partition("[")[0], 0) > last
+        ]
+        return sorted(after, key=lambda n: use[n.partition("[")[0]])
+
+    def _descent(self) -> list[Finding]:
+        """Σ over blocks of ⟨G, ΔW⟩ must not depend on depth; it settles slowly, so only a large exponent counts.
+
+        It is the only word on vectors and zero-initialised tensors.
+        """
         steps = sorted({step for kind, _, step in self.records.data if kind == "descent"})
         per_step = [gather(self.records, "descent", self.stacks, step, "sum") for step in steps]
-        updates = [gather(self.records, "update", self.stacks, step, "rms") for step in steps]
         found: list[Finding] = []
         for name in per_step[0] if per_step else ():
             slope = median([fit(self.records.values, g.get(name)) for g in per_step])
-            moved = median([fit(self.records.values, g.get(name)) for g in updates])
-            if slope is None or moved is None or self.judge.grade(slope) == "ok" or "*" not in name:
+            if slope is None or abs(slope.mean) <= DESCENT or "*" not in name or self.judge.grade(slope) != "fail":
                 continue
             advice = f"multiply its learning rate by {self.judge.factor(-slope.mean)}"
-            grade = self.judge.grade(slope) if blame else "note"
             found.append(self.judge.finding(self._real(name), "learning rate over depth",
-                                            f"the joint effect of {name}'s updates on the loss", slope, 0.0, advice, grade))  # fmt: skip
-        order = {info.name: info.order for info in self.judge.infos}
-        return sorted(found, key=lambda f: order.get(f.name, 0.0))
+                                            f"the joint effect of {name}'s updates on the loss", slope, 0.0, advice, "fail"))  # fmt: skip
+        return found
+
+
+def _adds(added: np.ndarray, before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether these blocks add to a stream: out = in + branch makes |out|² ≥ |in|² while a plain layer forgets its input.
+
+    A plain layer y of x has |y − x|² ≈ |x|² + |y|²; a residual one has |y − x|² ≈ |y|² − |x|².
+    """
+    plain = np.abs(added**2 - (before**2 + after**2))
+    residual = np.abs(added**2 - np.abs(after**2 - before**2))
+    return bool(np.nanmean(residual) < np.nanmean(plain))

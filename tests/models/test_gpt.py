@@ -4,7 +4,6 @@ import copy
 import itertools
 import math
 import pickle
-import time
 from dataclasses import replace
 
 import pytest
@@ -273,17 +272,12 @@ def test_redrawing_a_materialised_meta_model_follows_the_same_law():
     assert model(tokens()).isfinite().all()
 
 
-def test_a_big_model_costs_nothing_on_the_meta_device():
+def test_a_big_model_costs_no_memory_on_the_meta_device():
     config = GPTConfig(vocab_size=50304, context=1024, width=2048, depth=48)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        with torch.device("meta"):
-            model = GPT(config)
-        seconds.append(time.perf_counter() - start)
+    with torch.device("meta"):
+        model = GPT(config)
     assert parameters(model) == 48 * (12 * 2048**2 + 2 * 2048) + 2048 + (2 * 50304 + 1024) * 2048
     assert all(p.is_meta for p in model.parameters()) and not list(model.buffers())
-    assert min(seconds) < 0.3, seconds  # measured: 0.02 s; the margin is for a loaded machine
 
 
 def test_dropout_acts_in_training_alone():

@@ -103,7 +103,6 @@ def test_help_loads_nothing_that_it_does_not_need() -> None:
         "scipy",
         "sklearn",
         "mutransfer.train",
-        "mutransfer.check",
         "mutransfer.data",
     }
 

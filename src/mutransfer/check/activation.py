@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from mutransfer.check import heads
-from mutransfer.check.expect import GROWS, exponent
 from mutransfer.check.findings import Finding
 from mutransfer.check.slopes import Slope
 from mutransfer.check.static import parameter_near
@@ -35,7 +32,12 @@ def unexplained(judge: Judge, found: list[Finding]) -> list[Finding]:
     what, slope, expected = wrong[first]
     if accused:
         inside = any(f.name.startswith(f"{path}.") for f in found if f.severity == "fail")
-        if slope.mean < expected or not path or inside or judge.records.first_use.get(path, 0) > min(accused):
+        if (
+            (slope.mean < expected and "relative" not in what)
+            or not path
+            or inside
+            or judge.records.first_use.get(path, 0) > min(accused)
+        ):
             return []
     low, high = slope.interval(judge.level)
     name = parameter_near(judge.infos, judge.records, first)
@@ -47,17 +49,35 @@ def _size(judge: Judge, label: str) -> tuple[str, Slope, float] | None:
     size = judge.slope("size", label)
     if size is None:
         return None
+    factor = _own_factor(judge, label, size)
+    if factor is not None:
+        return "the output relative to the input at the start", factor, 0.0
     low, high = size.interval(judge.level)
     down, up = _allowed(judge, label, size)
     if size.mean > up + judge.tolerance and low > up + CLEAR:
         return "the output at the start", size, up
-    channels = judge.records.channels.get(label, [])
-    if len(channels) != len(judge.records.values):
-        return None
-    grows = exponent(judge.records.values, np.array(channels, dtype=float)) > GROWS
-    if grows and size.mean < down - VANISH and high < down - CLEAR:
+    if judge.grows(label) and size.mean < down - VANISH and high < down - CLEAR:
         return "the output at the start", size, down
     return None
+
+
+def _own_factor(judge: Judge, label: str, size: Slope) -> Slope | None:
+    """The exponent by which a module without weights scales an input that is right; None where it does not.
+
+    Both are seen on the same draw, so that this is exact. What sits right before a read-out is its multiplier.
+    """
+    source = judge.slope("input", label)
+    inside = any(info.name.startswith(f"{label}.") for info in judge.infos)
+    if label == "(model)" or inside or source is None or not judge.within(source):
+        return None
+    ratio = size - source
+    entered = judge.records.first_use.get(label.partition("[")[0], 0)
+    for info in judge.infos:
+        for site in heads.sites_of(judge, info):
+            place = judge.records.sites[site]
+            if judge.records.first_use.get(place.after, 0) < entered < place.order or entered > place.order:
+                return None
+    return ratio if judge.grade(ratio) == "fail" and judge.grows(label) else None
 
 
 def _change(judge: Judge, label: str) -> tuple[str, Slope, float] | None:
@@ -78,6 +98,7 @@ def _allowed(judge: Judge, label: str, slope: Slope) -> tuple[float, float]:
     path = "" if label == "(model)" else label.partition("[")[0]
     inside = [info for info in judge.infos if info.name.startswith(f"{path}." if path else "")]
     exponents = [0.0]
+    entered = judge.records.first_use.get(path, 0)
     for info in inside:
         start = judge.init_errors(info, info.sites[0] if info.sites else None)
         best = min(start, key=lambda s: abs(s.mean)) if start else None
@@ -85,14 +106,17 @@ def _allowed(judge: Judge, label: str, slope: Slope) -> tuple[float, float]:
             exponents.append(best.mean)
         if info.role == "output":
             exponents.append(-info.a / 2)
-    entered = judge.records.first_use.get(path, 0)
     if any(i.role == "output" and not i.head and i.sites and i.order < entered for i in judge.infos):
         exponents.append(-0.5)  # a fixed size before it may start small, and then its own input falls
     for info in judge.infos:
         for site in heads.sites_of(
             judge, info
         ):  # what multiplies the logits later on, also where a shared tensor makes them
-            module = judge.records.sites[site].module
+            place = judge.records.sites[site]
+            module = place.module
+            if judge.records.first_use.get(place.after, 0) < entered < place.order:
+                inner = heads.inner_multiplier(judge, site)
+                exponents.append(inner.mean if isinstance(inner, Slope) else inner)
             if not path or module == path or module.startswith(f"{path}."):
                 exponents += [-outer.mean for outer in heads.outer_multipliers(judge, site)]
     if not inside:

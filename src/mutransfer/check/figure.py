@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,17 +28,19 @@ LABELS = {
     "vector": "gain, bias",
     "": "module without weight",
 }
-CULPRIT = "#000000"
+CROWD = 0.6  # share of culprits beyond which they are drawn thinner
 
 
 def draw(report: CheckReport, path: Path) -> Path:
     """Three panels (output at the start, its change, own update's effect), one line per module or tensor, coloured by role.
 
-    Thin dotted lines show where slope 0 and the head's −½ would run. Culprits are black and named.
+    Thin dotted lines show where slope 0 and the head's −½ would run. Culprits keep their role's colour, thicker and with square markers;
+    the first one and the worst are named.
     """
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"figure {str(path)!r}: the name must end in {', '.join(FORMATS)}")
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     last = max((step for kind, _, step in report.raw.data if kind == "size"), default=0)
     figure = Figure(figsize=(13.5, 4.9), layout="constrained")
@@ -53,6 +56,8 @@ def draw(report: CheckReport, path: Path) -> Path:
     for axes in (left, middle, right):
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    if report.culprits:
+        handles["culprit"] = Line2D([], [], color="#444444", lw=2.2, marker="s", ms=5)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles) or 1, frameon=False, fontsize=9)  # fmt: skip
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=130)
@@ -74,10 +79,24 @@ def _module_role(report: CheckReport) -> Callable[[str], str]:
     return lambda name: by_module.get(name.partition("[")[0], "")
 
 
-def _panel(report: CheckReport, axes: Axes, kind: str, step: int, title: str, role_of: Callable[[str], str]) -> None:
-    x = np.array(report.raw.values)
-    culprits = set(report.culprits)
-    drawn: list[np.ndarray] = []
+@dataclass
+class Line:
+    """One drawn quantity."""
+
+    name: str
+    y: np.ndarray
+    role: str
+    guilty: bool
+    error: float  # how far its exponent is from where it should be, if it belongs to a culprit
+
+
+def _lines(report: CheckReport, kind: str, step: int, role_of: Callable[[str], str]) -> list[Line]:
+    errors: dict[str, float] = {}
+    for f in report.findings:
+        if f.severity == "fail":
+            errors[f.name] = max(errors.get(f.name, 0.0), abs(f.slope - f.expected))
+    modules = {name.rpartition(".")[0]: error for name, error in errors.items()}
+    found = []
     for name in report.raw.names(kind):
         array = report.raw.get(kind, name, step)
         if array is None or np.all(np.isnan(array)):
@@ -87,28 +106,31 @@ def _panel(report: CheckReport, axes: Axes, kind: str, step: int, title: str, ro
         y = np.where(y > 0, y, np.nan)
         if np.all(np.isnan(y)):
             continue
-        drawn.append(y)
         role = role_of(name) if name != "(model)" else "output"
-        role = role if role in COLOURS else ""
-        guilty = name in culprits or any(c.rpartition(".")[0] == name for c in culprits)
-        if guilty:
-            axes.plot(x, y, color=CULPRIT, lw=2.0, marker="o", ms=4, zorder=3, label="culprit")
-            if len(culprits) <= 3 and np.isfinite(y[-1]):
-                axes.annotate(
-                    name, (x[-1], y[-1]), xytext=(-6, -13), textcoords="offset points", ha="right", fontsize=8
-                )
-        else:
-            axes.plot(x, y, color=COLOURS[role], lw=1.1, alpha=0.75, marker="o", ms=2.5, label=LABELS[role])
+        tensor = name.partition(" @ ")[0]
+        error = errors.get(tensor, modules.get(name.partition("[")[0]) if kind != "own" else None)
+        found.append(Line(tensor, y, role if role in COLOURS else "", error is not None, error or 0.0))
+    return found
+
+
+def _panel(report: CheckReport, axes: Axes, kind: str, step: int, title: str, role_of: Callable[[str], str]) -> None:
+    x = np.array(report.raw.values)
+    lines = _lines(report, kind, step, role_of)
+    crowded = sum(line.guilty for line in lines) > CROWD * len(lines)
+    for line in sorted(lines, key=lambda one: one.guilty):
+        width, size = (1.1, 2.5) if not line.guilty else (1.5, 3.5) if crowded else (2.2, 5.0)
+        axes.plot(x, line.y, color=COLOURS[line.role], lw=width, alpha=0.9 if line.guilty else 0.45, marker="s" if line.guilty else "o",
+                  ms=size, zorder=3 if line.guilty else 2, label=LABELS[line.role])  # fmt: skip
+    _name_worst(axes, x, lines, report.culprits)
     axes.set_xscale("log", base=2)
-    if drawn:
+    if lines:
         axes.set_yscale("log")
-        everything = np.concatenate([y[np.isfinite(y)] for y in drawn])
+        everything = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
         middle = float(np.exp(np.mean(np.log(everything))))
         axes.plot(x, np.full_like(x, middle), color="#999999", ls=":", lw=1, label="slope 0")
         if kind == "size" and report.axis != "depth":
-            axes.plot(
-                x, middle * (x / x[0]) ** -0.5, color="#e4572e", ls=":", lw=1, label="slope −½ (read-out at step 0)"
-            )
+            expected = middle * (x / x[0]) ** -0.5
+            axes.plot(x, expected, color="#e4572e", ls=":", lw=1, label="slope −½ (read-out at step 0)")
     else:
         axes.text(0.5, 0.5, "all exactly zero", ha="center", va="center", transform=axes.transAxes)
     axes.set_xticks(x, [f"{v:g}" for v in x])
@@ -116,3 +138,21 @@ def _panel(report: CheckReport, axes: Axes, kind: str, step: int, title: str, ro
     axes.set_xlabel(report.axis)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25, lw=0.5)
+
+
+def _name_worst(axes: Axes, x: np.ndarray, lines: list[Line], culprits: list[str]) -> None:
+    """The first culprit and the largest error, by name at their last point; a second name too near the first is left out."""
+    guilty = [line for line in lines if line.guilty and np.isfinite(line.y[-1])]
+    if not guilty:
+        return
+    first = next((one for c in culprits for one in guilty if one.name in (c, c.rpartition(".")[0])), guilty[0])
+    shown: list[float] = []
+    everything = np.concatenate([np.log(line.y[np.isfinite(line.y)]) for line in lines])
+    apart = 0.08 * max(float(np.ptp(everything)), 0.5)
+    for line in (first, max(guilty, key=lambda one: one.error)):
+        height = float(np.log(line.y[-1]))
+        if any(abs(height - other) < apart for other in shown):
+            continue
+        shown.append(height)
+        axes.annotate(line.name, (x[-1], line.y[-1]), xytext=(-7, 7), textcoords="offset points", ha="right", fontsize=8, color=COLOURS[line.role],
+                      fontweight="bold", zorder=5, bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8})  # fmt: skip

@@ -54,7 +54,7 @@ def inner_multiplier(judge: Judge, site: str) -> Slope | float:
     """Exponent of what multiplies the features between the trunk and this product: κ and the absorbed gain g together.
 
     A factor inside the weight's module is the product's operand over the module's input. One before it shows as an input that scales
-    while the latest module's output does not. Where that output scales too, it is the trunk's, unless a norm's gain carries it.
+    while the output of the latest module with weights does not. Where that output scales too, it is the trunk's, unless a norm's gain carries it.
     """
     operand = judge.slope("operand", site)
     if operand is None:

@@ -13,12 +13,13 @@ import numpy as np
 
 from mutransfer.check.expect import TensorInfo
 from mutransfer.check.feed import Size
-from mutransfer.check.findings import Finding
+from mutransfer.check.findings import Finding, folded
 from mutransfer.check.record import Records
 from mutransfer.check.slopes import fit
 from mutransfer.errors import InputError
 
-SHOWN = ("size", "change", "own", "gradient", "update", "descent")
+MARKS = (("fail", "✗"), ("unclear", "?"), ("warn", "!"), ("note", "·"))
+LINES = 12  # of findings in words; all of them are in `findings`
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,11 @@ class CheckReport:
             head = f"FAIL: {len(self.culprits)} of {len(self.tensors)} tensors break a rule {setting}; most upstream: {self.culprits[0]}"
         else:
             head = f"INCONCLUSIVE {setting}: {self.why}"
-        lines = [head]
-        for severity, mark in (("fail", "✗"), ("unclear", "?"), ("warn", "!"), ("note", "·")):
-            lines += [f"  {mark} {f.words(self.axis)}" for f in self.findings if f.severity == severity]
-        return "\n".join(lines)
+        lines = [f"  {mark} {line}" for severity, mark in MARKS
+                 for line in folded([f for f in self.findings if f.severity == severity], self.axis)]  # fmt: skip
+        if len(lines) > LINES:
+            lines = [*lines[:LINES], f"  … and {len(lines) - LINES} more"]
+        return "\n".join([head, *lines])
 
     def __str__(self) -> str:
         lines = [self.words(), "", f"{'module or tensor':40} {'quantity':9} {'step':>4} {'slope':>7}  interval"]

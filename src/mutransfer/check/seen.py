@@ -22,7 +22,7 @@ class Site:
     fan_in: int
     fan_out: int
     order: int
-    after: str  # the module whose output was the latest when the product was made
+    after: str  # the module with weights whose output was the latest when the product was made
     owned: bool  # whether the parameter hangs on that very module, so that the module's input is what reaches it
 
 

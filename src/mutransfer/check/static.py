@@ -14,8 +14,9 @@ from mutransfer.check.slopes import Slope, fit, median
 from mutransfer.check.step import NO_GRADIENT
 from mutransfer.check.verdict import Judge
 
-EPS_SHARE = 0.3  # of the gradient, at the largest size, from which on eps decides the step
-EPS_GROWTH = 0.5
+EPS_SHARE = 0.3  # of the gradient, from which on eps decides the step
+EPS_GROWTH = 0.5  # exponent of that share
+EPS_AHEAD = 4.0  # times the largest size: a check of small models is made for larger ones
 
 
 def attention(judge: Judge) -> list[Finding]:
@@ -106,12 +107,12 @@ def eps(judge: Judge, known: set[str]) -> list[Finding]:
             gradient, at = records.get(kind, info.name, step), records.get("eps", info.name, step)
             if gradient is not None and at is not None and np.all(gradient > NO_GRADIENT):
                 shares.append(at / gradient)
-        if not shares or float(np.median([np.mean(share[-1]) for share in shares])) <= EPS_SHARE:
-            continue
         slope = median([fit(records.values, share) for share in shares])
         if slope is None or slope.mean <= EPS_GROWTH:
             continue
         share = float(np.median([np.mean(one[-1]) for one in shares]))
+        if share * EPS_AHEAD**slope.mean <= EPS_SHARE:
+            continue
         advice = (
             f"eps {float(np.nanmax(value)):.2g} is {share:.2g} times its gradient at {records.values[-1]:g}: lower it, "
             "or scale it like the gradient"

@@ -45,7 +45,7 @@ class Trace(TorchFunctionMode):
         self.recent: deque[tuple[Tensor, str]] = deque(maxlen=8)
         self.products: deque[tuple[Tensor, int, Tensor, Tensor, str | None, str | None]] = deque(maxlen=2)
         self.handles: list[Any] = []
-        self.left = ""  # the module whose output is the latest
+        self.left = ""  # the module with weights whose output is the latest
         self.streams: dict[str, tuple[str, Tensor]] = {}  # a numbered stack -> its latest block and that block's input
 
     def __enter__(self) -> Trace:
@@ -101,7 +101,7 @@ class Trace(TorchFunctionMode):
                 for k, x in enumerate(found):
                     label = (name or "(model)") + (f"[{k}]" if k else "")
                     self._output(label, x, module, args, kwargs)
-                if found:
+                if found and any(True for _ in module.parameters()):
                     self.left = name
 
         return hook

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from mutransfer.check import heads
-from mutransfer.check.expect import TensorInfo
+from mutransfer.check.expect import GROWS, TensorInfo, exponent
 from mutransfer.check.findings import Finding
 from mutransfer.check.record import Records
 from mutransfer.check.slopes import Slope, fit, median
@@ -49,6 +49,12 @@ class Judge:
         if abs(error.mean) > self.tolerance:
             return "fail" if low > EXCLUDED or high < -EXCLUDED else "unclear"
         return "unclear" if (high - low) / 2 > TOO_WIDE else "ok"
+
+    def grows(self, label: str) -> bool:
+        """Whether the last axis (or the channels) of this module's output grows."""
+        channels = self.records.channels.get(label, [])
+        known = len(channels) == len(self.records.values)
+        return known and exponent(self.records.values, np.array(channels, dtype=float)) > GROWS
 
     def finding(
         self, name: str, rule: str, what: str, error: Slope, expected: float, advice: str, severity: str

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mutransfer.check.expect import TensorInfo
 from mutransfer.check.findings import Finding
 from mutransfer.check.record import Records
 from mutransfer.check.slopes import Slope, fit, median
@@ -117,8 +118,8 @@ class DepthJudge:
         measured = self._measure()
         found = self._contributions(measured)
         found += self._updates(measured, blame=not found)
-        if not found:
-            found = self._descent()
+        if not any(f.severity == "fail" for f in found):
+            found += self._descent()
         order = {info.name: info.order for info in self.judge.infos}
         found.sort(key=lambda f: (f.rule != "branch multiplier", order.get(f.name, 0.0)))
         return found if any(f.severity == "fail" for f in found) else found + self._stream()
@@ -181,7 +182,7 @@ class DepthJudge:
         return self.records.get("input", min(candidates, key=lambda n: self.records.first_use.get(n, 1 << 30)))
 
     def _updates(self, measured: list[Stack], blame: bool) -> list[Finding]:
-        """‖ΔW‖/‖W₀‖ of every matrix with a random start, against L^(e−1) in a block and L^0 outside of the stacks."""
+        """‖ΔW‖/‖W₀‖ of every matrix and gain with a size of its own, against L^(e−1) in a block and L^0 outside of the stacks."""
         weight = gather(self.records, "weight", self.stacks, 0, "rms")
         steps = sorted({step for kind, _, step in self.records.data if kind == "update"})
         updates = {step: gather(self.records, "update", self.stacks, step, "rms") for step in steps}
@@ -190,7 +191,7 @@ class DepthJudge:
         found: list[Finding] = []
         for name, start in weight.items():
             info = infos.get(name)
-            if info is None or len(info.shape) < 2 or fit(self.records.values, start) is None:
+            if info is None or not self._relative(info, start):
                 continue
             slopes = []
             for step in steps:
@@ -202,7 +203,7 @@ class DepthJudge:
             slope = median(slopes[:1] if info.degree else slopes)
             if slope is None:
                 continue
-            low, high = self._expected(name, info.degree, measured)
+            low, high = self._expected(name, info, measured)
             error = slope - float(np.clip(slope.mean, low, high))
             if (grade := self.judge.grade(error)) == "ok":
                 continue
@@ -213,13 +214,21 @@ class DepthJudge:
                                             grade if blame else "note"))  # fmt: skip
         return found
 
-    def _expected(self, name: str, degree: int, measured: list[Stack]) -> tuple[float, float]:
-        """The range of the exponent of ‖ΔW‖/‖W₀‖, divided by ‖G‖·‖W₀‖ for degree 1: (e−1) + p·e, where e may be unknown."""
+    def _relative(self, info: TensorInfo, start: np.ndarray) -> bool:
+        """Whether this tensor has a size of its own to be compared with: a matrix or a gain that does not start at zero."""
+        multiplies = len(info.shape) > 1 or not info.name.endswith("bias")
+        return multiplies and fit(self.records.values, start) is not None
+
+    def _expected(self, name: str, info: TensorInfo, measured: list[Stack]) -> tuple[float, float]:
+        """The range of the exponent of ‖ΔW‖/‖W₀‖, divided by ‖G‖·‖W₀‖ for degree 1: (e−1) + p·e, where e may be unknown.
+
+        Published rules for e = ½ leave a gain's rate alone or scale it like a matrix's: both are accepted.
+        """
         if "*" not in name:
             return 0.0, 0.0
         e = next((stack.exponent for stack in measured if name.startswith(f"{stack.name}.")), None)
-        ends = (e, e) if e is not None else (0.5, 1.0)
-        return ends[0] - 1 + degree * ends[0], ends[1] - 1 + degree * ends[1]
+        ends = (e, e) if e is not None and len(info.shape) > 1 else (0.5, 1.0)
+        return ends[0] - 1 + info.degree * ends[0], ends[1] - 1 + info.degree * ends[1]
 
     def _stream(self) -> list[Finding]:
         """The stream after all blocks, or the logits, whose size or change grows with depth although every tensor is right."""
@@ -253,14 +262,20 @@ class DepthJudge:
     def _descent(self) -> list[Finding]:
         """Σ over blocks of ⟨G, ΔW⟩ must not depend on depth; it settles slowly, so only a large exponent counts.
 
-        It is the only word on vectors and zero-initialised tensors.
+        It is the only word on biases and on what starts at zero.
         """
         steps = sorted({step for kind, _, step in self.records.data if kind == "descent"})
         per_step = [gather(self.records, "descent", self.stacks, step, "sum") for step in steps]
+        weight = gather(self.records, "weight", self.stacks, 0, "rms")
+        infos = {self.stacks.fold(info.name): info for info in self.judge.infos}
         found: list[Finding] = []
         for name in per_step[0] if per_step else ():
             slope = median([fit(self.records.values, g.get(name)) for g in per_step])
-            if slope is None or abs(slope.mean) <= DESCENT or "*" not in name or self.judge.grade(slope) != "fail":
+            info, start = infos.get(name), weight.get(name)
+            if slope is None or "*" not in name or info is None or (start is not None and self._relative(info, start)):
+                continue
+            low, high = slope.interval(self.judge.level)
+            if abs(slope.mean) <= DESCENT or (low < DESCENT - CLEAR and high > CLEAR - DESCENT):
                 continue
             advice = f"multiply its learning rate by {self.judge.factor(-slope.mean)}"
             found.append(self.judge.finding(self._real(name), "learning rate over depth",

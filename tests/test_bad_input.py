@@ -79,6 +79,11 @@ def nothing():
     return []
 
 
+def breaks():
+    yield torch.ones(4, 8)
+    raise OSError("disk gone")
+
+
 def loss(model, batch):
     return model(batch).square().mean()
 
@@ -198,6 +203,11 @@ COMMANDS: list[tuple[str, str]] = [
     ("check user_code:build --sizes 16 32 --data digits", "RuntimeError"),
     (f"check gpt --sizes 32 64 --out {DEEP}", "cannot be written"),
     ("check gpt --sizes 32 64 --out user_code.py", "is a file"),
+    ("check user_code:build --sizes 16 32 64 --batches user_code:breaks --loss user_code:loss", "OSError: disk gone"),
+    ("check gpt --sizes 32 64 --steps 100000000", "at most 1000"),
+    ("check gpt --sizes 32 64 --lr 1e40", "--lr 1e+40"),
+    ("check gpt --sizes=32,64", "'32,64' cannot be read"),
+    (f"plan gpt {SIZES} --head-size x", "--head-size 'x' cannot be read"),
     # data
     ("data prepare shakspeare --folder out", "did you mean 'shakespeare'"),
     ("data prepare shakespeare --folder out --source missing.txt", "missing.txt"),
@@ -332,6 +342,20 @@ def test_a_wrong_call_is_one_clear_line_and_leaves_nothing(call: Callable[[], ob
         call()
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert listing(folder) == before
+
+
+def test_an_empty_argument_is_not_the_current_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quickstart", "--out", ""]) == 2
+    assert "argument 3 is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("line", "code"), [("plan mlp --base width=32 --target width=64", 0), ("check gpt", 2)])
+def test_a_terminal_that_knows_ascii_only_is_served(line: str, code: int, folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii:strict"}
+    command = [sys.executable, "-m", "mutransfer.cli", *line.split()]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert code == 0 or done.stderr == "mutransfer: check also needs --sizes INT ... (see: mutransfer check --help)\n"
 
 
 @pytest.mark.parametrize("line", ["plan user_code:broken --base width=32 --target width=64", "chek", "plan --nope"])

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mutransfer.commands.output import remember_command
 from mutransfer.errors import InputError
 
 HOLDS, FAILS, BAD_INPUT, INCONCLUSIVE, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
@@ -32,8 +33,14 @@ Exit codes: 0 it holds, 1 it does not hold, 2 bad input, 3 inconclusive"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; nothing but a bug in this package shows a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _speak_any_encoding()
     try:
+        if "" in arguments:
+            raise InputError(
+                f"argument {arguments.index('') + 1} is empty (an unset shell variable?): write a value or leave it out"
+            )
         command = _parse(arguments)
+        remember_command(arguments)
         return command if isinstance(command, int) else command.run()
     except InputError as error:
         return _complain(str(error), BAD_INPUT)
@@ -45,6 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return _complain("this is a bug in mutransfer; please report the lines above", BUG)
+
+
+def _speak_any_encoding() -> None:
+    """A terminal that knows ASCII only shows `?` for μ and box lines, instead of stopping the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
+            stream.reconfigure(errors="replace")
 
 
 def _complain(message: str, code: int) -> int:
@@ -112,17 +126,19 @@ def _one_line(boxed: str, program: str, kind: Any) -> str:
     """The parser's framed message as one line: what is unknown, else what is missing; and where help is."""
     sections: list[list[str]] = [[]]
     for line in boxed.splitlines():
-        inside = line.strip("│╭╮╰╯")
+        inside = line.strip("│╭╮╰╯|+")
         text = inside.strip()
-        if line.startswith(("╭", "╰")) or not text or inside.startswith(" " * 9):  # the frame; an option's help
+        framed = line.startswith(("╭", "╰", "+-"))  # drawn in ASCII where the terminal knows nothing else
+        if framed or not text or inside.startswith(" " * 9):  # the frame; an option's help
             continue
-        if set(text) == {"─"}:
+        if set(text) <= {"─", "-"}:
             sections.append([])
         else:
             sections[-1].append(text)
     said = [
         " ".join(section) for section in sections if section and not section[0].startswith(("For full", "Argument"))
     ]
+    said = [text for text in said if not re.fullmatch(r"[A-Z][a-z]+ [a-z]+", text)]  # titles, where frames are ASCII
     unknown = [text for text in said if text.startswith(("Unrecognized", "Error"))]
     text = "; ".join((unknown or said)[:2]) or "the command cannot be read"
     for pattern, plain in _PLAIN:
@@ -139,6 +155,7 @@ _PLAIN = (
     (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
     (r"could not convert string to float: (.*)", r"\1 is not a number"),
     (r"Could not find valid parse for arguments: \[(.*)\]", r"\1 cannot be read as what it takes"),
+    (r"(--[\w-]+): no type matching .*? from \[(.*?)\]\..*", r"\1 \2 cannot be read as what it takes"),
     (r"^Error parsing ", ""),
     (r"^Missing from mutransfer (.*?): ", r"\1 also needs "),
 )

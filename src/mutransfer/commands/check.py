@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mutransfer.check import CheckReport
     from mutransfer.data import Data
 
+MOST = 1000  # steps, seeds: beyond this is a typing error, and the batches are held in memory
 EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
 
@@ -103,8 +104,11 @@ class Check:
         for name in ("batch", "context", "steps", "seeds"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: write a whole number of at least 1")
-        if not 0 < self.lr < float("inf"):
-            raise InputError(f"--lr {self.lr:g}: write a finite number above 0")
+        for name in ("steps", "seeds"):
+            if getattr(self, name) > MOST:
+                raise InputError(f"--{name} {getattr(self, name)}: a coordinate check takes a few, and at most {MOST}")
+        if not 0 < self.lr <= 1e6:
+            raise InputError(f"--lr {self.lr:g}: write a number above 0 (and below a million)")
         if len(self.sizes) < 2 or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise InputError(
                 f"--sizes {' '.join(map(str, self.sizes)) or 'names none'}: write at least two different sizes above 0, "
@@ -123,6 +127,10 @@ class Check:
             batches = guarded(found, self.batches)() if callable(found) and not hasattr(found, "__iter__") else found
             from mutransfer.check.feed import default_loss
 
+            if isinstance(batches, Iterator) or hasattr(
+                batches, "dataset"
+            ):  # a generator or a DataLoader: it runs the user's code
+                batches = _each(batches, self.batches)
             return batches, loss or guarded(default_loss, self.build)
         data = data or self._load("topics")
         batches = [self._batch(data, step) for step in range(self.steps)]
@@ -181,6 +189,7 @@ class Check:
         return build, batches, loss, str(plans[max(self.sizes)])
 
     def _write(self, report: CheckReport, table: str | None) -> None:
+        from mutransfer.commands.output import command_line
         from mutransfer.report import Provenance, check_section, plan_section, write_page
 
         assert self.out is not None
@@ -190,10 +199,19 @@ class Check:
         sections = [check_section(report.to_dict(), figure.read_bytes(), f"Coordinate check of {self.build}")]
         if table is not None:
             sections.append(plan_section(table))
-        command = ["mutransfer", "check", self.build, "--sizes", *map(str, self.sizes)]
         write_page(
-            self.out / "report.html", f"Coordinate check: {self.build}", sections, Provenance.now(" ".join(command))
+            self.out / "report.html", f"Coordinate check: {self.build}", sections, Provenance.now(command_line())
         )
+
+
+def _each(batches: Iterable[Any], name: str) -> Iterator[Any]:
+    """The same batches; what goes wrong on the way to the next one is a line that names them."""
+    from mutransfer.commands.user_code import guarded
+
+    end = object()
+    iterator = guarded(iter, name)(batches)
+    while (batch := guarded(lambda: next(iterator, end), name)()) is not end:
+        yield batch
 
 
 def cross_entropy(model: Any, batch: Any) -> Any:

@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mutransfer.errors import InputError
+
+_given: list[str] = []  # the arguments of the command that runs
+
+
+def remember_command(arguments: Sequence[str]) -> None:
+    """Keep the arguments of this command, for `command_line`."""
+    _given[:] = arguments
+
+
+def command_line() -> str:
+    """The command that runs, as it could be typed again."""
+    return shlex.join(["mutransfer", *_given])
 
 
 def show_json(value: Any) -> None:

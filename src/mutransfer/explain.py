@@ -9,7 +9,14 @@ from mutransfer.rules import Fan, Mode, Ratios, Role, root, squared_step_ratio
 
 
 def derivation(
-    role: Role, fan_in: Fan, fan_out: Fan, facts: OptimizerFacts, ratios: Ratios, depth: float, mode: Mode
+    role: Role,
+    fan_in: Fan,
+    fan_out: Fan,
+    facts: OptimizerFacts,
+    ratios: Ratios,
+    depth: float,
+    mode: Mode,
+    upside_down: bool = False,
 ) -> str:
     """One line: the ratios a, b, L, c, α of this tensor and the formula of std, lr and eps with the numbers put in."""
     a, b, c, alpha = fan_in.ratio, fan_out.ratio, ratios.multiplier, ratios.branch
@@ -20,8 +27,10 @@ def derivation(
         parts.append(f"c=1/a={c:g}")
     if role == "hidden":
         parts.append(f"std=a^-½={ratios.std:g}")
-    step = root(squared_step_ratio(facts, fan_in, fan_out, Fraction(ratios.gradient) ** 2, mode))
-    parts.append(f"‖A‖={'c·α·√(a/b)' if facts.norm == GRADIENT else facts.norm} ×{step:g}")
+    seen = (fan_out, fan_in) if upside_down else (fan_in, fan_out)
+    step = root(squared_step_ratio(facts, *seen, Fraction(ratios.gradient) ** 2, mode))
+    stored = " of (rows, columns) = (in, out)" if upside_down and facts.matrix_only else ""
+    parts.append(f"‖A‖={'c·α·√(a/b)' if facts.norm == GRADIENT else facts.norm}{stored} ×{step:g}")
     parts.append(f"lr={'L^(e−1)' if depth != 1.0 else '1'}/(c·√(a/b)·‖A‖)={ratios.lr:g}")
     if ratios.eps is not None:
         size = {"element": "c·α/b", "frobenius": "c·α·√(a/b)", "outer": "(c·α)²·a/b"}[facts.eps_kind or "element"]

@@ -112,8 +112,7 @@ def _native_factor(plan: Plan, row: Row) -> float:
     if facts.kind != "matrix" or facts.norm not in ("1", "√(out/in)") or not _is_torch_muon(plan, row.optimizer):
         return 1.0
     rows, columns = (Fraction(size) for size in row.target_shape)
-    wanted = SQUARED_NORMS[facts.norm](Fraction(row.fan_in.target), Fraction(row.fan_out.target))
-    return root(wanted / SQUARED_NORMS["√max(1,out/in)"](columns, rows))
+    return root(SQUARED_NORMS[facts.norm](columns, rows) / SQUARED_NORMS["√max(1,out/in)"](columns, rows))
 
 
 def _is_torch_muon(plan: Plan, name: str) -> bool:

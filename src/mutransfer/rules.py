@@ -108,10 +108,12 @@ def solve(
     in_branch: bool = False,
     exponent: float = 1.0,
     mode: Mode = "exact",
+    upside_down: bool = False,
 ) -> Ratios:
     """The ratios of one tensor in multiplier form (nothing absorbed), from the equations at the head of this file.
 
-    `depth` is L, `in_branch` says whether the tensor sits inside a residual branch, `exponent` is e (1 or ½).
+    `depth` is L, `in_branch` says whether the tensor sits inside a residual branch, `exponent` is e (1 or ½). `upside_down` is a
+    matrix stored (in, out): an optimizer's own scaling reads rows as out and columns as in, whatever they mean.
     Squares are exact fractions until the last root. Raises InputError for an unknown role or mode, or bad ratios.
     """
     if role not in ROLES:
@@ -129,7 +131,8 @@ def solve(
     alpha2 = blocks**-twice
     element2 = c**2 * alpha2 / b**2
     gradient2 = c**2 * alpha2 * a / b
-    lr2 = blocks ** (twice - 2) / (c**2 * a / b * squared_step_ratio(facts, fan_in, fan_out, gradient2, mode))
+    seen = (fan_out, fan_in) if upside_down else (fan_in, fan_out)
+    lr2 = blocks ** (twice - 2) / (c**2 * a / b * squared_step_ratio(facts, *seen, gradient2, mode))
     eps2 = {None: None, "element": element2, "frobenius": gradient2, "outer": gradient2**2}[facts.eps_kind]
     return Ratios(
         multiplier=float(c),

@@ -183,12 +183,14 @@ class Solver:
             text = "standard parametrization: the user's own code"
         else:
             role: Any = shape.role
+            upside_down = shape.axes == ("in", "out")
             ratios = solve(
                 role, shape.fan_in, shape.fan_out, facts,
                 depth=self.depth, in_branch=inside, exponent=self.recipe.depth_exponent or 1.0, mode=self.mode,
+                upside_down=upside_down,
             )  # fmt: skip
             text = derivation(
-                role, shape.fan_in, shape.fan_out, facts, ratios, self.depth if inside else 1.0, self.mode
+                role, shape.fan_in, shape.fan_out, facts, ratios, self.depth if inside else 1.0, self.mode, upside_down
             )
             ratios, text = self._absorb(shape, facts, replace(ratios, branch=1.0), text)
         return Row(

@@ -6,6 +6,7 @@ where the architecture itself asks for a factor (1/√k on q·k when the head si
 """
 
 import fnmatch
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ Need = float | tuple[float, str]
 Unit = int | tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A factory at two sizes, where every growing axis grows by a whole factor.
 
@@ -39,16 +40,18 @@ class Case:
     needs: Mapping[str, Need] = field(default_factory=dict)
     axes: Mapping[str, str] | None = None
 
-    def plan(self, target: bool, optimizer: Any, placement: str = "absorbed") -> Plan:
-        """The plan from the base to the target, or to the base itself."""
-        return mt.plan(
-            self.make,
-            base=dict(self.base),
-            target=dict(self.target if target else self.base),
-            optimizer=optimizer,
-            placement=placement,
-            axes=self.axes,
-        )
+
+@functools.cache
+def plan_of(case: Case, target: bool, optimizer: Any, placement: str = "absorbed") -> Plan:
+    """The plan from the base to the target, or to the base itself."""
+    return mt.plan(
+        case.make,
+        base=dict(case.base),
+        target=dict(case.target if target else case.base),
+        optimizer=optimizer,
+        placement=placement,
+        axes=case.axes,
+    )
 
 
 def dup(tensor: Tensor, shape: tuple[int, ...], units: Mapping[int, Unit]) -> Tensor:
@@ -149,7 +152,7 @@ def assert_same_training(
     Gradients are clipped by each plan's own norm where `max_norm` is given. The first `silent` steps run at lr = 0. Tensors
     that match `free` need not be copies: the function does not depend on them. `alter` spoils the target's plan.
     """
-    same, plan = case.plan(False, optimizer), alter(case.plan(True, optimizer, placement))
+    same, plan = plan_of(case, False, optimizer), alter(plan_of(case, True, optimizer, placement))
     small = base_model(case)
     big = widen(plan, case, small)
     start = {name: p.detach().clone() for name, p in small.named_parameters()}

@@ -310,7 +310,7 @@ def by_heads(n: Unit) -> dict[str, dict[int, Unit]]:
     }
 
 
-def gpt(base: dict, target: dict, units: dict | None = None, needs: dict | None = None, **options) -> Case:
+def gpt(base: dict, target: dict, units: dict | None = None, needs: dict | None = None, /, **options) -> Case:
     """A GPT of two blocks with biases."""
     make = gpt_factory(vocab_size=VOCABULARY, context=TIME, depth=2, bias=True, mlp_ratio=2.0, **options)
     return Case(make, base, target, tokens, units or {}, needs or {})

@@ -4,11 +4,15 @@ Nothing here knows a formula of the plan: if a learning rate, a decay, an L2, an
 tensor were off by any factor, the two would part at the next step.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
 from mutransfer.optimizers import REGISTRY, OptimizerFacts
-from tests.growth import assert_same_training
+from mutransfer.plan import Plan
+from tests.growth import assert_same_training, plan_of
 from tests.growth_models import CASES
 from tests.plan_cases import Lion
 
@@ -27,9 +31,9 @@ class Polar(torch.optim.Optimizer):
         return 1.0
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
-            for p in group["params"]:
+            for p in (p for p in group["params"] if p.grad is not None):
                 m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 m.mul_(0.9).add_(p.grad)
                 u, s, v = torch.linalg.svd(m, full_matrices=False)
@@ -94,7 +98,6 @@ OPTIMIZERS = {
     "lion": (Lion, dict(lr=0.01, weight_decay=0.5)),
     **{cls.__name__: (cls, dict(lr=0.02, weight_decay=0.5, eps=EPS)) for cls in SCALINGS},
 }
-FEW = ("momentum + l2", "adam + l2", "adamw")
 PLACEMENTS = ("absorbed", "multiplier")
 SILENT = {"radam": 5}
 """RAdam's first five steps are plain momentum, of degree 1, where its rule is Adam's, of degree 0: no one ratio serves both.
@@ -104,17 +107,57 @@ FREE = {"lion": ("*.k_proj.bias",)}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("model", ["normed mlp", "gpt, by head size", "tied gpt"])
-def test_every_optimizer(model: str, optimizer: str, placement: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "placement", "steps"),
+    [("normed mlp", "multiplier", 20), ("gpt, by head size", "absorbed", 20), ("tied gpt", "absorbed", 8)],
+)
+def test_every_optimizer(model: str, placement: str, steps: int, optimizer: str) -> None:
     cls, settings = OPTIMIZERS[optimizer]
-    steps = 20 if model == "normed mlp" else 12
-    assert_same_training(CASES[model], cls, settings, placement, steps=steps, silent=SILENT.get(optimizer, 0), free=FREE.get(optimizer, ()))
+    silent, free = SILENT.get(optimizer, 0), FREE.get(optimizer, ())
+    assert_same_training(CASES[model], cls, settings, placement, steps=steps, silent=silent, free=free)
 
 
 @pytest.mark.parametrize("model", CASES)
-@pytest.mark.parametrize("optimizer", FEW)
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_every_kind_of_model(model: str, optimizer: str, placement: str) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "placement", "max_norm"), [("adam + l2", "absorbed", 0.3), ("momentum + l2", "multiplier", None)]
+)
+def test_every_kind_of_model(model: str, optimizer: str, placement: str, max_norm: float | None) -> None:
     cls, settings = OPTIMIZERS[optimizer]
-    assert_same_training(CASES[model], cls, settings, placement, steps=5, max_norm=0.3 if placement == "absorbed" else None)
+    assert_same_training(CASES[model], cls, settings, placement, steps=5, max_norm=max_norm)
+
+
+@pytest.mark.parametrize("optimizer", SCALINGS, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("model", ["mlp", "by hand", "same key heads", "packed, by head size", "LSTM"])
+def test_matrix_optimizers_on_every_shape_of_matrix(model: str, optimizer: type) -> None:
+    """Rectangular, packed and gated matrices, and those stored (in, out), which the scaling reads upside down."""
+    settings = dict(lr=0.02, weight_decay=0.5, eps=EPS)
+    assert_same_training(CASES[model], optimizer, settings, "absorbed", steps=5, max_norm=0.3)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_exceptions_for_some_tensors_are_base_settings_too(placement: str) -> None:
+    """No decay on vectors, another rate for the embedding: said once, for the base."""
+    overrides = {"*.bias": {"weight_decay": 0.0}, "norm*": {"weight_decay": 0.0, "eps": 1e-3}, "w?e.*": {"lr": 0.05}}
+    settings = OPTIMIZERS["adamw"][1] | dict(overrides=overrides)
+    assert_same_training(CASES["tied gpt"], "adamw", settings, placement, steps=5, max_norm=0.3)
+
+
+SPOILED = {"lr": "adamw", "decay": "adamw", "eps": "adamw", "gradient": "adamw", "l2": "adam + l2"}
+
+
+@pytest.mark.parametrize("number", SPOILED)
+def test_one_number_off_by_a_percent_shows(number: str) -> None:
+    """The claim above is no empty one: whichever tensor's ratio is wrong, the two models part."""
+    cls, settings = OPTIMIZERS[SPOILED[number]]
+    case = CASES["normed mlp"]
+    rows = plan_of(case, True, cls).rows
+
+    for wrong in range(len(rows)):
+
+        def spoil(plan: Plan, wrong: int = wrong) -> Plan:
+            row = plan.rows[wrong]
+            ratios = replace(row.ratios, **{number: getattr(row.ratios, number) * 1.01})
+            return replace(plan, rows=(*plan.rows[:wrong], replace(row, ratios=ratios), *plan.rows[wrong + 1 :]))
+
+        with pytest.raises(AssertionError, match=r"step \d: (outputs differ|clipping norms)|no scaled copy"):
+            assert_same_training(case, cls, settings, "absorbed", steps=2, max_norm=0.3, alter=spoil)

@@ -224,7 +224,7 @@ class ByHand(nn.Module):
         self.b_up = nn.Parameter(torch.randn(wide))
         self.slope = nn.PReLU(wide)
         self.w_down = nn.Parameter(torch.randn(width, wide))
-        self.norm = nn.LayerNorm((TIME, width))
+        self.norm = nn.LayerNorm([TIME, width])
         self.head = nn.Linear(width, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ class Cells(nn.Module):
         return self.head(torch.cat([h, state[1]], -1))
 
 
-class Offset(nn.Module):
+class OffsetNorm(nn.Module):
     """RMS norm whose weight is gain − 1."""
 
     def __init__(self, width: int) -> None:
@@ -261,10 +261,6 @@ class Offset(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], eps=1e-5) * (1 + self.weight)
-
-
-class OffsetNorm(Offset):
-    """Named as a norm is."""
 
 
 def offset_gpt(**sizes: int) -> nn.Module:

@@ -16,7 +16,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -100,7 +100,9 @@ REGISTRY: dict[str, OptimizerFacts] = {
     "adam": _element("adam", "coupled", _ADAM),
     "adamw": _element("adamw", "decoupled", _ADAM),
     "nadam": _element("nadam", "coupled", _ADAM),
-    "radam": _element("radam", "coupled", _ADAM),
+    "radam": replace(
+        _element("radam", "coupled", "after its first steps Adam's; those are plain momentum"), certain=False
+    ),
     "adamax": _element("adamax", "coupled", _ADAM),
     "rmsprop": _element("rmsprop", "coupled", _ADAM),
     "adagrad": _element("adagrad", "coupled", _ADAM),

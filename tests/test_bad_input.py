@@ -206,6 +206,9 @@ COMMANDS: list[tuple[str, str]] = [
     ("check user_code:build --sizes 16 32 64 --batches user_code:breaks --loss user_code:loss", "OSError: disk gone"),
     ("check gpt --sizes 32 64 --steps 100000000", "at most 1000"),
     ("check gpt --sizes 32 64 --lr 1e40", "--lr 1e+40"),
+    ("train gpt --set model=7 --out out", "model=7: write its fields"),
+    ("train gpt --set base=32 recipe=mup --out out", "base.width=64"),
+    ("train gpt --set width=64 --set depth=2 --out out", "--set is given twice"),
     ("check gpt --sizes=32,64", "'32,64' cannot be read"),
     (f"plan gpt {SIZES} --head-size x", "--head-size 'x' cannot be read"),
     # data

@@ -35,10 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _speak_any_encoding()
     try:
-        if "" in arguments:
-            raise InputError(
-                f"argument {arguments.index('') + 1} is empty (an unset shell variable?): write a value or leave it out"
-            )
+        _refuse_slips(arguments)
         command = _parse(arguments)
         remember_command(arguments)
         return command if isinstance(command, int) else command.run()
@@ -52,6 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return _complain("this is a bug in mutransfer; please report the lines above", BUG)
+
+
+def _refuse_slips(arguments: list[str]) -> None:
+    """What a parser would take silently: an empty argument (for a folder: the current one), an option given again."""
+    if "" in arguments:
+        place = arguments.index("") + 1
+        raise InputError(f"argument {place} is empty (an unset shell variable?): write a value or leave it out")
+    options = [word.split("=")[0] for word in arguments if word.startswith("--")]
+    again = [option for option in options if options.count(option) > 1]
+    if again:
+        raise InputError(f"{again[0]} is given twice: write it once, with all its values")
 
 
 def _speak_any_encoding() -> None:

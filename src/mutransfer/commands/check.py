@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -204,7 +204,7 @@ class Check:
         )
 
 
-def _each(batches: Iterable[Any], name: str) -> Iterator[Any]:
+def _each(batches: Any, name: str) -> Iterator[Any]:
     """The same batches; what goes wrong on the way to the next one is a line that names them."""
     from mutransfer.commands.user_code import guarded
 

@@ -86,6 +86,10 @@ class Train:
         kind = values["model"]["kind"]
         base = dict(values.get("base", {}))
         for name, value in given.items():
+            if name in ("model", "base"):
+                raise InputError(
+                    f"--set {name}={value}: write its fields one by one, such as {'base.' * (name == 'base')}width=64"
+                )
             if name.startswith("base."):
                 base[name.removeprefix("base.")] = value
             elif name in config_fields(kind):

@@ -1,0 +1,73 @@
+"""The README's code does what it says: its blocks are executed, with a small model for the reader's own."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mutransfer as mt
+from mutransfer.models import gpt_factory
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_ten_lines_run_as_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = ModuleType("my_project")
+    made = gpt_factory(vocab_size=32, context=16, head_size=16, positions="learned")
+
+    def make_model(width: int, depth: int) -> nn.Module:
+        return made(width=width // 8, depth=depth // 2)
+
+    theirs.__dict__["make_model"] = make_model
+    monkeypatch.setitem(sys.modules, "my_project", theirs)
+    training = """
+tokens = torch.randint(0, 32, (2, 16))
+loss = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+loss.backward()
+"""
+    scope: dict[str, Any] = {"torch": torch}
+    assert "\n...\n" in BLOCKS[0]
+    exec(compile(BLOCKS[0].replace("\n...\n", training), "README.md", "exec"), scope)
+    assert scope["plan"].verify(scope["optimizer"], scope["model"]) == {"lr": 2**-8}
+    scope["optimizer"].step()
+
+
+def test_the_check_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def build(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))
+        return model, torch.optim.AdamW(model.parameters(), lr=2**-6)
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).square().mean()
+
+    torch.manual_seed(0)
+    scope: dict[str, Any] = {"mt": mt, "loss": loss, "batches": [torch.randn(16, 8)]}
+    printed = BLOCKS[1]
+    scope["model"], scope["optimizer"] = build(8)
+    head, rest = printed.split("\n\n", 1)
+    exec(compile(head, "README.md", "exec"), scope)
+    assert scope["build"](8) == (scope["model"], scope["optimizer"])
+    scope["build"] = build
+    exec(compile(rest, "README.md", "exec"), scope)
+    report = scope["report"]
+    assert report.verdict == "FAIL" and report.culprits[0] == "2.weight"  # AdamW alone is not scale-invariant
+    assert (tmp_path / "check.png").stat().st_size > 1000
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    text = README.read_text(encoding="utf-8")
+    package = README.parent / "src" / "mutransfer"
+    for name in re.findall(r"`((?:docs|src)/[\w/.]+)`|\]\((docs/[\w./]+)\)", text):
+        assert (README.parent / (name[0] or name[1])).is_file(), name
+    for name in re.findall(r"`([\w/]+\.py)`", text):
+        assert (package / name).is_file() or (README.parent / name).is_file(), name

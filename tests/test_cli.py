@@ -224,3 +224,17 @@ def test_a_bug_shows_its_traceback_and_is_not_mistaken_for_a_verdict(
     monkeypatch.setattr(Plan, "run", broken)
     assert main(PLAN) == 70
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_work_of_an_earlier_process_does_not_shorten_the_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mutransfer.commands import output
+
+    clock = [0.0]
+    monkeypatch.setattr(output.time, "perf_counter", lambda: clock[0])
+    progress = output.Progress("train", 100.0)
+    clock[0] = 3.0
+    progress.skip(80.0)
+    assert progress.eta() == "ETA –"
+    clock[0] = 13.0
+    progress.advance(5.0)
+    assert progress.eta() == "ETA 0:30"  # 2 s a step, 15 left

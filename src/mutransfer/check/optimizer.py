@@ -56,9 +56,9 @@ def facts_of(group: dict[str, Any], optimizer: Any) -> OptimizerFacts | None:
     return None
 
 
-def default_decay(optimizer: Any) -> float:
-    """The weight decay that this optimizer class uses when nobody chose one."""
-    parameter = inspect.signature(type(optimizer).__init__).parameters.get("weight_decay")
+def default_of(optimizer: Any, setting: str) -> float:
+    """What this optimizer class uses for a setting (weight_decay, eps) when nobody chose one; 0 where it has none."""
+    parameter = inspect.signature(type(optimizer).__init__).parameters.get(setting)
     default = None if parameter is None else parameter.default
     return float(default) if isinstance(default, (int, float)) else 0.0
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mutransfer.check import feed
 from mutransfer.check.build import make, own_randomness, seed_all
-from mutransfer.check.optimizer import check_states, default_decay, erased_ratios, facts_of, owners
+from mutransfer.check.optimizer import check_states, default_of, erased_ratios, facts_of, owners
 from mutransfer.check.seen import Attention, Site, numbers
 from mutransfer.check.step import train
 from mutransfer.check.trace import Trace
@@ -40,6 +40,7 @@ class Records:
     facts: dict[str, OptimizerFacts | None] = field(default_factory=dict)  # per parameter; None: unknown optimizer
     optimizer_of: dict[str, str] = field(default_factory=dict)
     default_decay: dict[str, float] = field(default_factory=dict)
+    default_eps: dict[str, float] = field(default_factory=dict)
     diverged: dict[tuple[int, int], tuple[int, str]] = field(
         default_factory=dict
     )  # (size, seed) -> (step, first module)
@@ -141,7 +142,8 @@ def _describe(records: Records, model: nn.Module, params: dict[str, nn.Parameter
         group, optimizer = entry
         records.optimizer_of[name] = str(group.get("optimizer", type(optimizer).__name__))
         records.facts[name] = facts_of(group, optimizer)
-        records.default_decay[name] = default_decay(optimizer)
+        records.default_decay[name] = default_of(optimizer, "weight_decay")
+        records.default_eps[name] = default_of(optimizer, "eps")
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

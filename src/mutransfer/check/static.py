@@ -95,7 +95,10 @@ def _query_and_key(records: Records, label: str, query: str | None, key: str | N
 
 
 def eps(judge: Judge, known: set[str]) -> list[Finding]:
-    """An eps that does not follow the gradient takes over at the large sizes: eps/|G_ij| (or eps/‖G‖_F) must not grow up to one."""
+    """An eps that does not follow the gradient takes over at the large sizes: eps/|G_ij| (or eps/‖G‖_F) must not grow up to one.
+
+    An eps that nobody chose (the class's default) is a warning here; where it already bites, the update itself shows it.
+    """
     records, found = judge.records, []
     for info in judge.infos:
         facts, value = records.facts.get(info.name), records.get("eps", info.name)
@@ -117,7 +120,11 @@ def eps(judge: Judge, known: set[str]) -> list[Finding]:
             f"eps {float(np.nanmax(value)):.2g} is {share:.2g} times its gradient at {records.values[-1]:g}: lower it, "
             "or scale it like the gradient"
         )
-        found.append(judge.finding(info.name, "eps", "eps over its gradient", slope, 0.0, advice, "fail"))
+        chosen = not np.allclose(
+            value[np.isfinite(value)], records.default_eps.get(info.name, 0.0), rtol=1e-6, atol=0.0
+        )
+        severity = "fail" if chosen else "warn"
+        found.append(judge.finding(info.name, "eps", "eps over its gradient", slope, 0.0, advice, severity))
     return found
 
 

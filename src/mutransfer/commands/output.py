@@ -91,7 +91,8 @@ class Progress:
     EVERY = 5.0  # seconds between plain lines
 
     def __init__(self, label: str, total: float, expected: float | None = None) -> None:
-        self.label, self.total, self.expected, self.done = label, total, expected, 0.0
+        self.label, self.total, self.expected = label, total, expected
+        self.done = self.earlier = 0.0
         self.start = self.last = self.shown = time.perf_counter()
         self.bar: Any = None
         self.task: Any = None
@@ -131,13 +132,20 @@ class Progress:
     def eta(self) -> str:
         """The remaining time, from the pace so far, counting down since the last report."""
         now = time.perf_counter()
-        if self.done > 0:
-            left = (self.last - self.start) * (self.total - self.done) / self.done - (now - self.last)
+        if self.done > self.earlier:
+            pace = (self.last - self.start) / (self.done - self.earlier)
+            left = pace * (self.total - self.done) - (now - self.last)
         elif self.expected is not None:
             left = self.expected - (now - self.start)
         else:
             return "ETA –"
         return f"ETA {duration(left)}"
+
+    def skip(self, work: float) -> None:
+        """Count `work` as done before this process: it tells nothing about the pace."""
+        self.done += work
+        self.earlier = self.done
+        self.start = self.last = time.perf_counter()
 
     def advance(self, work: float, text: str = "") -> None:
         """Report `work` more of the total done."""

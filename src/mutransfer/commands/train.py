@@ -46,6 +46,8 @@ class Train:
         with Progress(self._label(config), config.steps) as progress:
 
             def log(point: LogPoint) -> None:
+                if progress.done == 0 and point.step > 1:  # continued: the first update is always logged
+                    progress.skip(point.step)
                 held = "" if point.val_loss is None else f", validation {point.val_loss:.4f}"
                 progress.advance(point.step - progress.done, f"step {point.step} loss {point.loss:.4f}{held}")
 

@@ -37,10 +37,10 @@ class Config:
 
 
 def config(size: str) -> Config:
-    """The whole setting: "paper" is the published grid, "small" its structure at a sixteenth of the width."""
+    """The whole setting: "paper" is the published grid, "small" its structure at an eighth of the width, σ·√width kept."""
     if size == "paper":
         return Config((256, 512, 1024, 2048, 4096), head_size=64, context=1024, batch=8, seeds=5, data="shakespeare")
-    return Config((32, 64, 128, 256), head_size=16, context=64, batch=4, seeds=3, data="topics")
+    return Config((32, 64, 128, 256), head_size=16, context=64, batch=4, seeds=3, data="topics", init_std=0.0566)
 
 
 def build(rung: int, width: int, setting: Config, vocab_size: int) -> tuple[nn.Module, Any]:
@@ -73,7 +73,8 @@ def build(rung: int, width: int, setting: Config, vocab_size: int) -> tuple[nn.M
     # the published code leaves the decay as it is, so that lr·decay falls with width; here their product stays
     slower, decay = (growth if rung >= 2 else 1.0), 0.1
     groups = [{"params": hidden, "lr": setting.lr / slower, "weight_decay": decay * slower}, {"params": rest}]
-    return model, torch.optim.AdamW(groups, lr=setting.lr, betas=(0.9, 0.95), weight_decay=decay)
+    # μP scales eps like the gradient, 1/N: negligible at every width it needs no rung of its own
+    return model, torch.optim.AdamW(groups, lr=setting.lr, betas=(0.9, 0.95), eps=1e-12, weight_decay=decay)
 
 
 def run(size: str, out: Path) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def _page(
         paragraphs=(
             "Activations of μP stay the same size at every width; logits of the tied head fall like width^-½ at the start, as they "
             "should. The last rung is invisible because the head size is fixed. The published code leaves the decay of hidden "
-            "weights unscaled, which the check would fail: here learning rate times decay stays fixed.",
+            "weights unscaled, which the check would fail: here learning rate times decay stays fixed, and eps is negligible.",
         ),
         pictures=((picture, "Size of embedding, attention, MLP and logits against width, one line per rung"),),
         tables=(table,),

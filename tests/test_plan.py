@@ -426,23 +426,23 @@ def test_a_model_whose_own_first_name_is_module_is_not_taken_for_a_wrapper() -> 
 # ------------------------------------------------------------------ cost
 
 
-def test_a_large_plan_is_made_in_no_time_and_imports_nothing_heavy() -> None:
-    """A 48-layer, width-2048 GPT (2.4 B parameters); benchmarks/plan_cost.py holds the tight numbers."""
+def test_a_large_plan_takes_little_memory_and_imports_nothing_heavy() -> None:
+    """A 48-layer, width-2048 GPT (2.4 B parameters); benchmarks/plan_cost.py has its seconds."""
     script = """
-import resource, sys, time
+import resource, sys
 import mutransfer as mt
 from mutransfer.models import gpt_factory
 make = gpt_factory(vocab_size=50304, context=1024)
 rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before, start = rss(), time.perf_counter()
+before = rss()
 plan = mt.plan(make, base=dict(width=256, depth=48), target=dict(width=2048, depth=48), recipe="completep")
-seconds, grown = time.perf_counter() - start, (rss() - before) / (2**20 if sys.platform == "darwin" else 2**10)
+grown = (rss() - before) / (2**20 if sys.platform == "darwin" else 2**10)
 heavy = [name for name in ("sympy", "matplotlib", "scipy", "torch._dynamo", "torch._inductor") if name in sys.modules]
-print(seconds, grown, len(plan.rows), *heavy)
+print(grown, len(plan.rows), *heavy)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
-    seconds, megabytes, rows, *heavy = done.stdout.split()
-    assert float(seconds) < 3 and float(megabytes) < 100 and int(rows) == 48 * 8 + 4
+    megabytes, rows, *heavy = done.stdout.split()
+    assert float(megabytes) < 100 and int(rows) == 48 * 8 + 4
     assert heavy == []
 
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mutransfer.check import coord_check
+from mutransfer.check import Finding, coord_check
+from mutransfer.check.findings import folded
 from mutransfer.errors import InputError
 from tests.check import zoo
 
@@ -150,6 +151,11 @@ def test_report_is_plain_data_words_and_pictures(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         report.save(tmp_path / "file" / "check.json")
+    for bad in (None, 3, tmp_path, "."):
+        for write in (report.save, report.figure):
+            with pytest.raises(InputError, match="file"):
+                write(bad)
+    assert (tmp_path / "a.png").stat().st_mode & 0o777 == 0o644, "others may read it"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "a.png", "a.svg", "deep", "file"]
 
 
@@ -186,6 +192,12 @@ WRONG = {
     "seed list": (dict(seeds=[1, 1]), "different non-negative"),
     "clip": (dict(clip=-1.0), "clip=-1.0"),
     "tolerance": (dict(tolerance=2.0), "tolerance=2.0"),
+    "steps as a flag": (dict(steps=True), "steps=True"),
+    "clip in words": (dict(clip="x"), "clip='x'"),
+    "level in words": (dict(level="x"), "level='x'"),
+    "schedule": (dict(schedule="x"), "schedule='x'"),
+    "progress": (dict(progress=3), "progress=3"),
+    "after_step": (dict(after_step=4), "after_step=4"),
     "build": (dict(build="model"), "build='model'"),
     "failing": (dict(build=failing), r"build\(32\) failed: RuntimeError: no such width"),
     "model alone": (dict(build=lambda n: good(n)[0]), "returned a model alone"),
@@ -217,3 +229,15 @@ def test_no_warnings_from_scheduler_or_masks():
         coord_check(
             good, [32, 64], (X, Y), mse, steps=1, seeds=1, schedule=lambda o: torch.optim.lr_scheduler.ConstantLR(o)
         )
+
+
+def test_a_pattern_stands_for_its_tensors_only_where_it_matches_no_other():
+    def finding(name):
+        return Finding(name, "learning rate", "its update", 1.0, 0.9, 1.1, 0.0, "lower it")
+
+    found = [finding("3.weight"), finding("5.weight")]
+    assert folded(found, "width", ["3.weight", "5.weight"])[0].startswith("*.weight ×2: ")
+    assert folded(found, "width", ["1.weight", "3.weight", "5.weight"])[0].startswith("3.weight, 5.weight: ")
+    many = [finding(f"{k}.weight") for k in range(1, 6)]
+    line = folded(many, "width", [f"{k}.weight" for k in range(6)])[0]
+    assert line.startswith("1.weight, 2.weight, 3.weight and 2 more: ")

@@ -48,16 +48,8 @@ def coord_check(
     """
     ordered, name, values = feed.read_sizes(sizes, axis)
     seed_list = _seeds(seeds)
-    if not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps={steps!r}: at least one training step is needed")
-    if not callable(build):
-        raise InputError(f"build={build!r}: hand over a function that takes a size and returns (model, optimizer)")
-    if loss is not None and not callable(loss):
-        raise InputError(f"loss={loss!r}: hand over a function loss(model, batch) that returns a scalar tensor")
-    if isinstance(clip, (int, float)) and not isinstance(clip, bool) and not clip > 0:
-        raise InputError(f"clip={clip!r}: the threshold must be positive")
-    if not 0 < level < 1 or not 0 < tolerance < 1:
-        raise InputError(f"tolerance={tolerance!r}, level={level!r}: both lie between 0 and 1")
+    _callables(build=build, loss=loss, schedule=schedule, after_step=after_step, progress=progress)
+    _numbers(steps, clip, tolerance, level)
     listed = feed.materialise(batches, steps)
     records = Records(name, ordered, values, seed_list, clip_is_callable=callable(clip))
     protocol = record.Protocol(
@@ -77,6 +69,36 @@ def coord_check(
                     progress(done, total, f"{name} {values[i]:g}, seed {seed}")
         degrees = step.probe_degree(protocol, ordered[0], seed_list[0])
     return judge(records, degrees, tolerance, level)
+
+
+HANDED = {
+    "build": "a function that takes a size and returns (model, optimizer)",
+    "loss": "a function loss(model, batch) that returns a scalar tensor",
+    "schedule": "a function schedule(optimizer) that returns a scheduler",
+    "after_step": "a function after_step(model, optimizer, step)",
+    "progress": "a function progress(done, total, what)",
+}
+
+
+def _callables(**handed: Any) -> None:
+    for name, value in handed.items():
+        if not callable(value) and (value is not None or name == "build"):
+            raise InputError(f"{name}={value!r}: hand over {HANDED[name]}")
+
+
+def _numbers(steps: Any, clip: Any, tolerance: Any, level: Any) -> None:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise InputError(f"steps={steps!r}: at least one training step is needed, as an integer such as 4")
+    if clip is not None and not callable(clip) and not (_real(clip) and clip > 0):
+        raise InputError(
+            f"clip={clip!r}: the threshold must be a positive number such as 1.0, or a function that clips"
+        )
+    if not (_real(tolerance) and _real(level) and 0 < level < 1 and 0 < tolerance < 1):
+        raise InputError(f"tolerance={tolerance!r}, level={level!r}: both are numbers between 0 and 1")
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _seeds(seeds: int | Iterable[int]) -> list[int]:

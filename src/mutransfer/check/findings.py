@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+NAMED = 3  # tensors listed by name where no pattern stands for them alone
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,29 @@ class Finding:
         return {**asdict(self), "direction": self.direction}
 
 
-def folded(findings: Sequence[Finding], axis: str) -> list[str]:
-    """One line per tensor, and one for all blocks whose like-named tensors break the same rules by the same exponents."""
+def folded(findings: Sequence[Finding], axis: str, names: Sequence[str]) -> list[str]:
+    """One line per tensor, and one for all blocks whose like-named tensors break the same rules by the same exponents.
+
+    `names` are all tensors of the model: a pattern such as `blocks.*.weight` stands for its tensors only where it matches no other.
+    """
     per_tensor: dict[str, list[Finding]] = {}
     for finding in findings:
         per_tensor.setdefault(finding.name, []).append(finding)
     lines: dict[tuple[str, ...], list[list[Finding]]] = {}
     for name, own in per_tensor.items():
-        place = re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name)
         rules = (f"{f.rule} {f.what} {round(2 * (f.slope - f.expected)) / 2:g}" for f in own)
-        lines.setdefault((place, *rules), []).append(own)
+        lines.setdefault((_pattern(name), *rules), []).append(own)
+    matches = Counter(_pattern(name) for name in dict.fromkeys([*names, *per_tensor]))
     found = []
     for (place, *_), members in lines.items():
-        name = members[0][0].name if len(members) == 1 else f"{place} ×{len(members)}"
+        meant = [own[0].name for own in members]
+        if len(meant) == 1 or matches[place] > len(meant):
+            name = ", ".join(meant[:NAMED]) + (f" and {len(meant) - NAMED} more" if len(meant) > NAMED else "")
+        else:
+            name = f"{place} ×{len(meant)}"
         found.append(f"{name}: " + "; and ".join(f.measured(axis) for f in members[0]))
     return found
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name)

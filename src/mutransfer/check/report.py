@@ -92,8 +92,9 @@ class CheckReport:
             head = f"FAIL: {len(self.culprits)} of {len(self.tensors)} tensors break a rule {setting}; most upstream: {self.culprits[0]}"
         else:
             head = f"INCONCLUSIVE {setting}: {self.why}"
+        names = [info.name for info in self.tensors]
         lines = [f"  {mark} {line}" for severity, mark in MARKS
-                 for line in folded([f for f in self.findings if f.severity == severity], self.axis)]  # fmt: skip
+                 for line in folded([f for f in self.findings if f.severity == severity], self.axis, names)]  # fmt: skip
         if len(lines) > LINES:
             lines = [*lines[:LINES], f"  … and {len(lines) - LINES} more"]
         return "\n".join([head, *lines])
@@ -121,13 +122,13 @@ class CheckReport:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_dict()` as JSON, whole or not at all. Raises InputError when the place cannot be written."""
         text = json.dumps(_plain(self.to_dict()), indent=1, allow_nan=False)
-        return write_whole(Path(path), text.encode())
+        return write_whole(file_path(path, "check.json"), text.encode())
 
     def figure(self, path: str | os.PathLike[str]) -> Path:
         """Draw the sizes against the axis into a PNG, SVG or PDF file. Raises InputError for another ending or a bad place."""
         from mutransfer.check.figure import draw
 
-        return draw(self, Path(path))
+        return draw(self, file_path(path, "check.png"))
 
 
 def _plain(value: Any) -> Any:
@@ -141,6 +142,16 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)
 
 
+def file_path(path: str | os.PathLike[str], example: str) -> Path:
+    """The path of a file to write. Raises InputError for anything that is no path, and for a folder."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"path={path!r}: give the name of a file, such as {example!r}")
+    found = Path(path)
+    if found.is_dir():
+        raise InputError(f"{str(path)!r} is a folder: give a file, such as {str(found / example)!r}")
+    return found
+
+
 def write_whole(path: Path, data: bytes) -> Path:
     """Write a file through a temporary neighbour, so that it is never half there. Raises InputError when it cannot be."""
     try:
@@ -149,6 +160,7 @@ def write_whole(path: Path, data: bytes) -> Path:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
+            Path(temporary).chmod(0o644)  # a temporary file is its owner's alone
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

@@ -185,6 +185,27 @@ def test_code_that_skips_meta_is_read_on_the_cpu_without_being_run() -> None:
     assert measure(model.hidden.weight).std == pytest.approx(0.03 / math.sqrt(2), rel=0.01)
 
 
+def test_what_a_small_guarded_model_draws_is_its_exact_law_at_both_sizes() -> None:
+    """The draw that confirms a small base is recorded too: where its values agree, no estimate from a sample is needed."""
+    plan = mt.plan(Guarded, base=dict(width=32), target=dict(width=64))
+    for law in ("base_law", "target_law"):
+        assert getattr(plan["hidden.weight"], law) == Law("normal", 0.0, 0.03)
+    assert plan["head.weight"].base_law == Law("orthogonal", 0.0, 3.0 / math.sqrt(32))
+    assert plan["head.weight"].target_law == Law("orthogonal", 0.0, 3.0 / math.sqrt(64))
+
+
+def test_one_number_keeps_its_law() -> None:
+    """A bias of one number shows no spread, and is no constant for that: another seed draws another one."""
+
+    def make(width: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 1, 1))
+
+    plan = mt.plan(make, base=dict(width=16), target=dict(width=64))
+    assert plan["2.bias"].base_law.kind == "uniform" and plan["2.bias"].base_law.std == pytest.approx(1 / math.sqrt(48))
+    one, two = (plan.initialize(make(64), seed, redraw=True)[2].bias.item() for seed in (0, 1))
+    assert one != two
+
+
 def test_an_init_that_holds_the_depth_is_rebased_not_counted_twice() -> None:
     """GPT-2's `σ/√(2·n_layer)` at the target's depth is ignored: the base's own number times 1/L and N^-½ (theory §7)."""
     make = gpt_factory(vocab_size=17, context=8, head_size=8, residual_init="scaled")

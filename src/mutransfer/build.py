@@ -35,7 +35,7 @@ def plan(
     fallback: str = "adamw",
     axes: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
-    branch_out: Sequence[str] = (),
+    branch_out: str | Sequence[str] = (),
     head_size: tuple[int, int] | None = None,
 ) -> Plan:
     """What must change from base to target, tensor by tensor: the spectral condition solved for the user's own model.
@@ -52,6 +52,8 @@ def plan(
         raise InputError(f"placement={placement!r}: 'absorbed' or 'multiplier'")
     if mode not in MODES:
         raise InputError(f"mode={mode!r}: one of {', '.join(MODES)}")
+    patterns = [branch_out] if isinstance(branch_out, str) else branch_out
+    _check_options(axes, roles, patterns, head_size)
     main, rest = facts_for(optimizer), facts_for(fallback)
     if rest.matrix_only:
         raise InputError(
@@ -69,7 +71,7 @@ def plan(
     solver = Solver(
         chosen, main, rest, names, mode, placement, depth, serial, shapes, big, small, big_laws, roles, sizes is None
     )
-    rows = solver.rows(small_laws, branch_out, head_size)
+    rows = solver.rows(small_laws, patterns, head_size)
     return Plan(
         rows=tuple(rows),
         facts={names[0]: main} | ({names[1]: rest} if main.matrix_only else {}),
@@ -86,6 +88,17 @@ def plan(
         hooks=tuple(solver.hooks),
         notes=tuple(dict.fromkeys(solver.notes)),
     )
+
+
+def _check_options(axes: Any, roles: Any, branch_out: Any, head_size: Any) -> None:
+    for option, value in (("axes", axes), ("roles", roles)):
+        if value is not None and not isinstance(value, Mapping):
+            raise InputError(f"{option}={value!r}: write patterns and labels, such as {option}={{'blocks.*.w': …}}")
+    if not isinstance(branch_out, list | tuple) or not all(isinstance(pattern, str) for pattern in branch_out):
+        raise InputError(f"branch_out={branch_out!r}: write patterns over paths, such as branch_out=['blocks.*.out']")
+    pair = isinstance(head_size, list | tuple) and len(head_size) == 2
+    if head_size is not None and not (pair and all(type(size) is int and size > 0 for size in head_size)):
+        raise InputError(f"head_size={head_size!r}: write head_size=(base, target), such as head_size=(64, 128)")
 
 
 def _key(optimizer: Any, facts: OptimizerFacts) -> str:
@@ -132,5 +145,5 @@ def _build(
     small, small_laws = construct(model, base)
     big, big_laws = construct(model, target)
     check_third_size(model, base, target, small, big, axes, roles)
-    small_laws, big_laws = confirmed(model, base, small_laws, big_laws, small, big)
+    small_laws, big_laws = confirmed(model, base, small_laws, big_laws, small, target)
     return big, big_laws, small, small_laws, (base, target)

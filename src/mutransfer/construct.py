@@ -6,7 +6,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy
@@ -76,6 +76,8 @@ def measured(model: nn.Module) -> dict[str, Law]:
 def _agree(recorded: Law, found: Law, count: int) -> bool:
     if recorded.kind == "unknown":
         return False
+    if count == 1 and recorded.std > 0:  # one number has no spread of its own
+        return abs(found.mean - recorded.mean) < 6 * recorded.std
     if recorded.std == 0 or found.std == 0:
         return recorded.std == found.std and math.isclose(recorded.mean, found.mean, rel_tol=1e-5, abs_tol=1e-12)
     shift = abs(found.mean - recorded.mean) / recorded.std
@@ -88,19 +90,24 @@ def confirmed(
     small_laws: dict[str, Law],
     big_laws: dict[str, Law],
     small: nn.Module,
-    big: nn.Module,
+    target: Mapping[str, Any],
 ) -> tuple[dict[str, Law], dict[str, Law]]:
-    """Check what meta gave. A small base is drawn for real: where recording missed something, the values have the word.
+    """Check what meta gave. A small base is drawn for real: where meta missed something, the laws recorded in that draw stand
+    if its values bear them out, else the values have the word.
 
     A large one is built on the CPU with every write recorded and none done: what code skips on meta, it does there.
     """
+    followed: set[str] = set()  # missed on meta, recorded on the CPU
     if sum(p.numel() for p in small.parameters()) <= _SMALL:
         with same_randomness():
             torch.manual_seed(0)  # the same plan every time
             random.seed(0)
             numpy.random.seed(0)
-            found = measured(construct(factory, sizes, "cpu")[0])
-        missed = {n for n, p in tensors(small) if not _agree(small_laws[n], found[n], math.prod(p.shape))}
+            drawn, recorded = construct(factory, sizes, "cpu")
+        found, counts = measured(drawn), {n: math.prod(p.shape) for n, p in tensors(drawn)}
+        missed = {n for n in small_laws if not _agree(small_laws[n], found[n], counts[n])}
+        followed = {n for n in missed if _agree(recorded[n], found[n], counts[n])}
+        found |= {n: recorded[n] for n in followed}
     else:
         try:
             found = construct(factory, sizes, "cpu", real=False)[1]
@@ -109,7 +116,13 @@ def confirmed(
         missed = {n for n, law in small_laws.items() if law != found[n]}
     looks = {collapse(name) for name in missed}
     small_laws = {n: found[n] if n in missed else law for n, law in small_laws.items()}
-    return small_laws, {n: UNKNOWN if collapse(n) in looks else law for n, law in big_laws.items()}
+    known = {collapse(name) for name in followed} - {collapse(name) for name in missed - followed}
+    again = {}
+    if known:
+        with suppress(InputError):  # too large for the CPU, or code that reads back what it wrote
+            again = construct(factory, target, "cpu", real=False)[1]
+    unread = {n: again.get(n, UNKNOWN) if collapse(n) in known else UNKNOWN for n in big_laws if collapse(n) in looks}
+    return small_laws, big_laws | unread
 
 
 def check_third_size(

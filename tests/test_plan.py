@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import subprocess
@@ -106,6 +107,19 @@ def test_factory_and_modules_give_the_same_ratios(model_name: str, optimizer: st
         (r.name, r.role, r.ratios, r.optimizer) for r in two.rows
     ]
     assert one.hooks == two.hooks
+
+
+# ------------------------------------------------------------------ notes
+
+
+def test_a_note_names_a_tensor_by_its_own_name_where_the_pattern_means_others_too() -> None:
+    def make(width: int) -> nn.Module:
+        sizes = (3, width, width, width, 10)
+        return nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
+
+    grows, shrinks = (mt.plan(make, base=dict(width=a), target=dict(width=b)).notes for a, b in ((32, 64), (64, 32)))
+    assert grows == ("3.weight: its fan-out stays 10 while its fan-in grows: treated as an output",)
+    assert shrinks == ("3.weight: its fan-out stays 10 while its fan-in shrinks: treated as an output",)
 
 
 # ------------------------------------------------------------------ files and text
@@ -340,6 +354,31 @@ WRONG = {
     "adadelta": (lambda: small_plan(optimizer=torch.optim.Adadelta), "cannot be transferred"),
     "hidden depth": (lambda: mt.plan(lambda width, n_layers: nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2)),
                      base=dict(width=4, n_layers=2), target=dict(width=8, n_layers=4), recipe="completep"), "n_layers=2 → 4"),
+    "no model": (lambda: small_plan().groups(None, lr=1), "NoneType is no model"),
+    "parameters for a model": (lambda: small_plan().groups(list(target().parameters()), lr=1), "list is no model"),
+    "initialize nothing": (lambda: small_plan().initialize(None), "no model"),
+    "attach to nothing": (lambda: small_plan().attach(None), "no model"),
+    "a seed is a word": (lambda: small_plan().initialize(target(), seed="a"), "seed='a'"),
+    "verify nothing": (lambda: small_plan().verify(None), "no optimizer"),
+    "verify the model first": (lambda: small_plan().verify(target(), None), "MLP, no optimizer"),
+    "no lr": (lambda: small_plan().groups(target(), lr=None), "lr=None"),
+    "no lr by an override": (lambda: small_plan().groups(target(), 1, overrides={"*.bias": {"lr": None}}), "lr=None"),
+    "lr as digits": (lambda: small_plan().groups(target(), lr="0.1"), "lr='0.1'"),
+    "overrides are a list": (lambda: small_plan().groups(target(), 1, overrides=["*.bias"]), "weight_decay"),
+    "overrides of an optimizer are a list": (lambda: small_plan().optimizer(target(), 1, overrides=["*.bias"]), "weight_decay"),
+    "clip at a word": (lambda: small_plan().clip_grad_norm_(target(), "1"), "max_norm='1'"),
+    "betas": (lambda: small_plan().optimizer(target(), lr=1, betas=(2, 3)), r"AdamW refuses .*betas=\(2, 3\)"),
+    "declared by numbers": (lambda: mt.register_optimizer(3, 4), r"register_optimizer\(3, 4\)"),
+    "no optimizer": (lambda: small_plan(optimizer=""), "optimizer='': name an optimizer"),
+    "from a list": (lambda: mt.Plan.from_dict([1]), "not a plan: a list"),
+    "load nothing": (lambda: mt.Plan.load(None), "path=None"),
+    "save to nothing": (lambda: small_plan().save(None), "path=None"),
+    "save to a folder": (lambda: small_plan().save("."), "is a folder; give a file"),
+    "head size is a number": (lambda: small_plan(head_size=3), r"head_size=\(base, target\)"),
+    "head sizes are words": (lambda: small_plan(head_size=("a", "b")), r"head_size=\(base, target\)"),
+    "branch_out is a number": (lambda: small_plan(branch_out=3), "branch_out=3"),
+    "axes are a list": (lambda: small_plan(axes=["in"]), r"axes=\['in'\]"),
+    "roles are a word": (lambda: small_plan(roles="hidden"), "roles='hidden'"),
     "lbfgs": (lambda: small_plan(optimizer=torch.optim.LBFGS), "line search"),
     "rprop": (lambda: small_plan(optimizer="rprop"), "cannot be transferred"),
     "asgd": (lambda: small_plan(optimizer="ASGD"), "cannot be transferred"),
@@ -365,6 +404,10 @@ def test_malformed_files_are_refused(tmp_path: Path) -> None:
     for text in (
         "", "{", "[]", "3", "{}", json.dumps({**good, "version": 0}), json.dumps({**good, "rows": 3}), json.dumps({**good, "more": 1}),
         json.dumps({**good, "rows": [dict(first, ratios={})]}), json.dumps({**good, "rows": ["x"]}), json.dumps({**good, "hooks": None}),
+        json.dumps({**good, "rows": [dict(first, ratios=dict(first["ratios"], lr="x"))]}), json.dumps({**good, "depth": "x"}),
+        json.dumps({**good, "rows": [dict(first, target_shape=["x"])]}), json.dumps({**good, "notes": [3]}),
+        json.dumps({**good, "rows": [dict(first, base_law=dict(first["base_law"], kind="x"))]}), json.dumps({**good, "base": 3}),
+        json.dumps({**good, "rows": [dict(first, ratios=dict(first["ratios"], std=math.nan))]}),
         json.dumps({**good, "facts": {"a": {"name": "a"}}}), json.dumps({k: v for k, v in good.items() if k != "rows"}),
     ):  # fmt: skip
         path.write_text(text)

@@ -30,8 +30,9 @@ def grad_norm(plan: Plan, model: nn.Module) -> Tensor:
 
 def clip_grad_norm_(plan: Plan, model: nn.Module, max_norm: float) -> Tensor:
     """Scale all gradients by min(1, max_norm / norm), in place; returns the norm before clipping."""
-    if not max_norm > 0:
-        raise InputError(f"max_norm={max_norm}: must be positive")
+    known = isinstance(max_norm, int | float | Tensor) and not isinstance(max_norm, bool)
+    if not known or not max_norm > 0:
+        raise InputError(f"max_norm={max_norm!r}: write a positive number")
     total = grad_norm(plan, model)
     nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, total)
     return total

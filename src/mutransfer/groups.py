@@ -50,10 +50,8 @@ def groups(
 ) -> list[dict[str, Any]]:
     """See `Plan.groups`. `coupled` forces how weight decay acts where a class offers both."""
     rows = plan.named(model)
+    _check_overrides(overrides)
     check_patterns("overrides", overrides, [name for row, _ in rows for name in (row.name, *row.aliases)])
-    for pattern, values in (overrides or {}).items():
-        if not isinstance(values, Mapping):
-            raise InputError(f"overrides={{{pattern!r}: {values!r}}}: write settings, such as {{'weight_decay': 0.0}}")
     result: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row, parameter in rows:
         given: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
@@ -61,6 +59,8 @@ def groups(
             given["eps"] = None  # the user's eps is the element-wise optimizer's; a matrix one adds it to a norm
         for name in (row.name, *row.aliases):
             given.update(cast("Mapping[str, float] | None", lookup(overrides, name)) or {})
+        if given["lr"] is None:
+            raise InputError(f"lr=None for {row.name!r}: write the base's learning rate, such as lr=1e-3")
         extra = {key: value for key, value in given.items() if key not in _SETTINGS}
         base = {key: _checked(key, _default(plan, row, key) if given[key] is None else given[key]) for key in _SETTINGS}
         settings = {key: value for key, value in _scaled(plan, row, base, coupled).items() if value is not None}
@@ -73,6 +73,16 @@ def groups(
     return list(result.values())
 
 
+def _check_overrides(overrides: Any) -> None:
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise InputError(
+            f"overrides={overrides!r}: write settings by pattern, such as {{'*.bias': {{'weight_decay': 0.0}}}}"
+        )
+    for pattern, values in (overrides or {}).items():
+        if not isinstance(values, Mapping):
+            raise InputError(f"overrides={{{pattern!r}: {values!r}}}: write settings, such as {{'weight_decay': 0.0}}")
+
+
 def _checked(key: str, value: Any) -> float | None:
     if value is None:
         return None
@@ -80,7 +90,7 @@ def _checked(key: str, value: Any) -> float | None:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not 0 <= number < math.inf:
+    if isinstance(value, str) or not 0 <= number < math.inf:
         raise InputError(f"{key}={value!r}: write a finite number, 0 or more")
     return value
 
@@ -152,12 +162,13 @@ def optimizer(
     settings: Mapping[str, Any],
 ) -> torch.optim.Optimizer:
     """See `Plan.optimizer`. Settings go to the class that takes them; `eps` to the element-wise one of a mix."""
+    _check_overrides(overrides)
     used = list(dict.fromkeys(row.optimizer for row in plan.rows))
     classes = {name: _class(plan, name) for name in used}
     accepted = {name: set(inspect.signature(cls).parameters) for name, cls in classes.items()}
     asked = dict(settings) | ({} if weight_decay is None else {"weight_decay": weight_decay})
     for values in (overrides or {}).values():
-        asked.update(values if isinstance(values, Mapping) else {})
+        asked.update(values)
     for key, value in asked.items():
         if not any(key in names for names in accepted.values()):
             raise InputError(f"{key}={value!r}: {' and '.join(c.__name__ for c in classes.values())} take no {key!r}")
@@ -172,13 +183,26 @@ def optimizer(
     decoupled = any(values.get("decoupled_weight_decay") for values in own.values())
     made = groups(plan, model, lr, weight_decay, settings.get("eps"), overrides, coupled=False if decoupled else None)
     parts = [
-        classes[name]([group for group in made if group["optimizer"] == name], lr=lr, **own[name]) for name in used
+        _made(classes[name], [group for group in made if group["optimizer"] == name], {"lr": lr, **own[name]})
+        for name in used
     ]
     return parts[0] if len(parts) == 1 else CombinedOptimizer(parts)
 
 
+def _made(cls: Any, param_groups: list[dict[str, Any]], settings: Mapping[str, Any]) -> torch.optim.Optimizer:
+    try:
+        return cls(param_groups, **settings)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        raise InputError(f"{cls.__name__} refuses {given}: {' '.join(str(error).split())}") from error
+
+
 def verify(plan: Plan, optimizer: torch.optim.Optimizer, model: nn.Module | None) -> dict[str, float]:
     """See `Plan.verify`. A schedule may multiply a setting of every group by one factor; that factor must be one."""
+    if not hasattr(optimizer, "param_groups"):
+        raise _error(
+            f"verify takes the optimizer, then the model; the first is {type(optimizer).__name__}, no optimizer"
+        )
     implied: dict[str, tuple[float, str]] = {}  # setting → the factor of the first group that has it, and its tensor
     for group in optimizer.param_groups:
         if "names" not in group or "base" not in group:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mutransfer import draw
+from mutransfer.errors import InputError
 from mutransfer.laws import Law, measure
 from mutransfer.shapes import parameters_of
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 def initialize(plan: Plan, model: nn.Module, seed: int, redraw: bool) -> None:
     """See `Plan.initialize`."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise InputError(f"seed={seed!r}: write a whole number")
     rows = plan.named(model)
     drawn = [row for row, parameter in rows if redraw or parameter.is_meta or _sharded(parameter)]
     for row in drawn:

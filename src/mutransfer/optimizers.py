@@ -146,6 +146,11 @@ def register_optimizer(name: str, facts: OptimizerFacts) -> None:
 
     Raises InputError when the name is taken by different facts.
     """
+    if not isinstance(name, str) or not name.strip() or not isinstance(facts, OptimizerFacts):
+        raise InputError(
+            f"register_optimizer({name!r}, {facts!r}): write the class name and its facts, such as "
+            f"register_optimizer('Tiger', mt.OptimizerFacts(name='tiger', degree=0, …))"
+        )
     key = name.lower()
     if key in REGISTRY and REGISTRY[key] != facts:
         raise InputError(f"optimizer {name!r} is already declared as {REGISTRY[key].name!r}; choose another name")
@@ -176,6 +181,8 @@ def facts_for(optimizer: Any) -> OptimizerFacts:
     else:
         raise InputError(f"optimizer={optimizer!r}: give a name such as 'adamw', an optimizer class, or OptimizerFacts")
     key = name.lower().replace(" ", "")
+    if not key:
+        raise InputError(f"optimizer={name!r}: name an optimizer, such as 'adamw', 'sgd' or 'muon'")
     key = _ALIASES.get(key, key)
     if key == "muon" and settings.get("adjust_lr_fn") == "match_rms_adamw":
         key = "muon-kimi"

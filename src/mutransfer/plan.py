@@ -5,13 +5,16 @@ Nothing is hung on tensors and no layer is replaced: the plan is data, and its m
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -110,27 +113,29 @@ class Plan:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
         """The inverse of `to_dict`. Raises PlanError for another version or missing fields."""
+        if not isinstance(data, Mapping):
+            raise PlanError(f"not a plan: a {type(data).__name__}; give the mapping that to_dict returned")
         if data.get("version") != VERSION:
             raise PlanError(f"plan version {data.get('version')!r}; this release reads version {VERSION}")
         try:
             fields = {key: value for key, value in data.items() if key != "version"}
             fields["rows"] = tuple(_row(row) for row in fields["rows"])
-            fields["facts"] = {name: OptimizerFacts(**facts) for name, facts in fields["facts"].items()}
-            fields["hooks"] = tuple(Hook(**hook) for hook in fields["hooks"])
+            fields["facts"] = {name: _typed(OptimizerFacts, facts) for name, facts in fields["facts"].items()}
+            fields["hooks"] = tuple(_typed(Hook, hook) for hook in fields["hooks"])
             fields["notes"] = tuple(fields["notes"])
-            return cls(**fields)
+            return _typed(cls, fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"not a plan: {type(error).__name__}: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically. Raises InputError when the folder cannot be written."""
-        write_text(Path(path), json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
+        write_text(_path(path), json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read a plan saved by `save`. Raises InputError for a missing or malformed file."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(_path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"cannot read plan {str(path)!r}: {error.strerror}") from error
         except ValueError as error:
@@ -155,6 +160,7 @@ class Plan:
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Register the plan's multiplier hooks on a model whose weights are loaded from elsewhere (idempotent)."""
+        _check_model(model)
         hook_tools.attach(model, self.hooks)
         return model
 
@@ -211,6 +217,7 @@ class Plan:
 
     def named(self, model: nn.Module) -> list[tuple[Row, nn.Parameter]]:
         """Each row with this model's parameter. Raises PlanError where names or shapes are not the plan's."""
+        _check_model(model)
         tensors = dict(parameters_of(model))
         index = self._index()
         result = []
@@ -232,17 +239,61 @@ class Plan:
 def _row(data: Mapping[str, Any]) -> Row:
     fields = dict(data)
     for key in ("fan_in", "fan_out"):
-        fields[key] = Fan(**fields[key])
+        fields[key] = _typed(Fan, fields[key])
     for key in ("base_law", "target_law"):
-        fields[key] = Law(**fields[key])
-    fields["ratios"] = Ratios(**fields["ratios"])
+        fields[key] = _typed(Law, fields[key])
+    fields["ratios"] = _typed(Ratios, fields["ratios"])
     for key in ("aliases", "base_shape", "target_shape"):
         fields[key] = tuple(fields[key])
-    return Row(**fields)
+    return _typed(Row, fields)
+
+
+_Class = TypeVar("_Class")
+
+
+def _typed(cls: type[_Class], fields: Mapping[str, Any]) -> _Class:
+    """An instance of this dataclass, every value of the type that the class declares. Raises TypeError, ValueError."""
+    for key, hint in _hints(cls).items():
+        if key in fields and not _fits(fields[key], hint):
+            raise TypeError(f"{key}={fields[key]!r:.60} in {cls.__name__}")
+    return cls(**fields)
+
+
+_hints = functools.cache(get_type_hints)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return type(value) is int
+    return hint is Any or isinstance(value, hint)
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"path={path!r}: write the file's name, such as 'plan.json'")
+    return Path(path)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"a {type(model).__name__} is no model: give the nn.Module that the plan was made for")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all. Raises InputError when the place cannot be written."""
+    if path.is_dir():
+        raise InputError(f"cannot write {str(path)!r}: it is a folder; give a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -168,8 +168,16 @@ class Solver:
     def _note_what_stays(self) -> None:
         for shape in self.shapes:
             if re.search(r"(^|\.)\d+\.", shape.name) and shape.role == "output":
-                self.notes.append(f"{collapse(shape.name)}: its fan-out stays {shape.fan_out.target:g} while its fan-in grows: "
+                change = "grows" if shape.fan_in.ratio > 1 else "shrinks"
+                self.notes.append(f"{self._label(shape)}: its fan-out stays {shape.fan_out.target:g} while its fan-in {change}: "
                                   f"treated as an output")  # fmt: skip
+
+    def _label(self, shape: TensorShape) -> str:
+        """The pattern of this tensor's name where all that it matches are alike, else the name itself."""
+        pattern = collapse(shape.name)
+        matched = [other for other in self.shapes if collapse(other.name) == pattern]
+        alike = all((s.role, s.fan_in, s.fan_out) == (shape.role, shape.fan_in, shape.fan_out) for s in matched)
+        return pattern if alike and len(matched) > 1 else shape.name
 
     def _row(self, shape: TensorShape, base_laws: dict[str, Law]) -> Row:
         name, facts = self._facts(shape)

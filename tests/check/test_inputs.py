@@ -176,6 +176,11 @@ def stale_state(n):
     return model, optimizer
 
 
+def deep(depth):
+    model = nn.Sequential(nn.Sequential(*[nn.Linear(20, 20) for _ in range(depth)]), nn.Linear(20, 5))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
 WRONG = {
     "one size": (dict(sizes=[64]), "at least two sizes"),
     "no list": (dict(sizes=64), "list of at least two sizes"),
@@ -205,6 +210,10 @@ WRONG = {
     "no optimizer": (dict(build=lambda n: (good(n)[0], 3)), "needs param_groups"),
     "other parameters": (dict(build=lambda n: (good(n)[0], good(n)[1])), "none of the model's parameters"),
     "no growth": (dict(build=lambda n: good(32)), "no tensor's shape depends on width"),
+    "axis is no name": (dict(axis=3), "axis=3"),
+    "axis says depth": (dict(axis="depth"), "axis='depth', but the number of layers stays and 'first.weight'"),
+    "axis says width": (dict(axis="width", build=lambda n: deep(n // 32)), "the number of layers changes"),
+    "shrinking": (dict(build=lambda n: good(4096 // n)), r"'first.weight' has shape \(64, 20\) at size 64"),
     "loss shape": (dict(loss=lambda m, b: m(b[0])), "one scalar tensor"),
     "loss type": (dict(loss=lambda m, b: 3), "one scalar tensor"),
     "no loss": (dict(loss=None, batches=X), "without a loss"),
@@ -241,3 +250,7 @@ def test_a_pattern_stands_for_its_tensors_only_where_it_matches_no_other():
     many = [finding(f"{k}.weight") for k in range(1, 6)]
     line = folded(many, "width", [f"{k}.weight" for k in range(6)])[0]
     assert line.startswith("1.weight, 2.weight, 3.weight and 2 more: ")
+
+
+def test_integer_sizes_of_more_layers_are_called_depth():
+    assert coord_check(deep, [2, 4, 8], (X, Y), mse, steps=1, seeds=1).axis == "depth"

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from mutransfer.check import activation, depth, expect, feed, record, static, step
+from mutransfer.check import activation, depth, doubt, expect, feed, record, static, step
 from mutransfer.check import build as building
 from mutransfer.check.findings import Finding
 from mutransfer.check.record import Records
@@ -65,6 +65,10 @@ def coord_check(
                     raise InputError(
                         f"the loss is NaN or infinite at step 0 at {name} {values[0]:g} (seed {seed}): fix the model first"
                     )
+                if i > 0 and j == 0:
+                    expect.refuse_shrinking(records)
+                    if not isinstance(ordered[i], dict):
+                        records.axis = name = expect.axis_of(records, axis)
                 if progress is not None:
                     progress(done, total, f"{name} {values[i]:g}, seed {seed}")
         degrees = step.probe_degree(protocol, ordered[0], seed_list[0])
@@ -137,7 +141,7 @@ def judge(
         judge = Judge(records, infos, tolerance, level)
         found = depth.DepthJudge(judge, stacks).judge_all()
         found += static.clipping(judge) + static.schedules(judge)
-    found += static.diverged(judge)
+    found = doubt.soften(judge, found) + static.diverged(judge)
     found += _unknown_optimizers(records, degrees)
     found = _other_character(records, degrees, found)
     verdict, why = _verdict(records, infos, found)

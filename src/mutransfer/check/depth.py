@@ -272,7 +272,13 @@ class DepthJudge:
         for name in per_step[0] if per_step else ():
             slope = median([fit(self.records.values, g.get(name)) for g in per_step])
             info, start = infos.get(name), weight.get(name)
-            if slope is None or "*" not in name or info is None or (start is not None and self._relative(info, start)):
+            if (
+                slope is None
+                or "*" not in name
+                or info is None
+                or info.name in self.judge.cancelled
+                or (start is not None and self._relative(info, start))
+            ):
                 continue
             low, high = slope.interval(self.judge.level)
             if abs(slope.mean) <= DESCENT or (low < DESCENT - CLEAR and high > CLEAR - DESCENT):

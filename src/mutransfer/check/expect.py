@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mutransfer import shapes
+from mutransfer.check.feed import DEPTH_WORDS, WIDTH_WORDS
 from mutransfer.check.record import Records
 from mutransfer.check.slopes import fit
 from mutransfer.errors import InputError
@@ -113,6 +114,38 @@ def describe(records: Records, degrees: dict[str, tuple[int, ...]]) -> list[Tens
     for info in infos:
         info.head = info.role == "output" and bool(info.sites) and info.order > grown
     return sorted(infos, key=lambda info: info.order)
+
+
+def refuse_shrinking(records: Records) -> None:
+    """Raise InputError where a tensor of the latest size is smaller than at the size before."""
+    before, after = ({n: tuple(p.shape) for n, p in model.named_parameters()} for model in records.models[-2:])
+    sizes = records.sizes[len(records.models) - 2 : len(records.models)]
+    for name, shape in after.items():
+        if name in before and np.prod(shape) < np.prod(before[name]):
+            raise InputError(
+                f"{name!r} has shape {shape} at size {sizes[1]!r} and {before[name]} at {sizes[0]!r}: "
+                f"no tensor may shrink while the {records.axis} grows"
+            )
+
+
+def axis_of(records: Records, said: str | None) -> str:
+    """What integer sizes vary: the name the user gave, else depth where the number of tensors changes, else width.
+
+    Raises InputError when the given name says the other one.
+    """
+    before, after = ({n: tuple(p.shape) for n, p in model.named_parameters()} for model in records.models[-2:])
+    layers = set(before) != set(after)
+    if said is None:
+        return "depth" if layers else "width"
+    depth = any(word in said.lower() for word in DEPTH_WORDS[:2])
+    if layers and not depth and any(word in said.lower() for word in WIDTH_WORDS):
+        raise InputError(f"axis={said!r}, but the number of layers changes with the size: write axis='depth'")
+    grown = next((name for name, shape in after.items() if shape != before.get(name, shape)), None)
+    if depth and not layers and grown is not None:
+        raise InputError(
+            f"axis={said!r}, but the number of layers stays and {grown!r} changes its shape: write axis='width'"
+        )
+    return said
 
 
 def degree_of(records: Records, degrees: dict[str, tuple[int, ...]], name: str) -> int:

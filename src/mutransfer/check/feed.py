@@ -23,8 +23,10 @@ def read_sizes(sizes: Iterable[Size], axis: str | None) -> tuple[list[Size], str
     """The sizes in growing order, the name of the axis that varies, and its values.
 
     Keys of dict sizes that move together are one axis, called by its depth-like or width-like key.
-    Raises InputError for fewer than two sizes, repeated or non-positive ones, or dicts with different keys.
+    Raises InputError for fewer than two sizes, repeated or non-positive ones, dicts with different keys, or an axis that is no name.
     """
+    if axis is not None and (not isinstance(axis, str) or not axis.strip()):
+        raise InputError(f"axis={axis!r}: write the name of what varies, such as 'width' or 'depth'")
     if isinstance(sizes, (int, str, Mapping)) or not isinstance(sizes, Iterable):
         raise InputError(f"sizes={sizes!r}: write a list of at least two sizes, such as [64, 128, 256, 512]")
     listed = list(sizes)

@@ -17,6 +17,7 @@ class Slope:
 
     values: np.ndarray  # (seeds,)
     error: float  # standard error of one seed's fit, from its residuals
+    sampling: float = 0.0  # standard error of one seed's fit that is known beforehand: the least there can be
 
     @property
     def mean(self) -> float:
@@ -31,18 +32,20 @@ class Slope:
         if n > 1:
             spread = float(np.std(self.values, ddof=1)) / np.sqrt(n) * float(special.stdtrit(n - 1, 0.5 + level / 2))
             half = min(half, spread) if self.error > 0 and n == 2 else spread
+        half = max(half, self.sampling * float(special.ndtri(0.5 + level / 2)) / np.sqrt(n))
         return self.mean - half, self.mean + half
 
     def __add__(self, other: Slope | float) -> Slope:
         if isinstance(other, Slope):
-            return Slope(self.values + other.values, float(np.hypot(self.error, other.error)))
-        return Slope(self.values + other, self.error)
+            errors = np.hypot(self.error, other.error), np.hypot(self.sampling, other.sampling)
+            return Slope(self.values + other.values, *map(float, errors))
+        return Slope(self.values + other, self.error, self.sampling)
 
     def __sub__(self, other: Slope | float) -> Slope:
         return self + (-1.0) * other
 
     def __mul__(self, factor: float) -> Slope:
-        return Slope(self.values * factor, self.error * abs(factor))
+        return Slope(self.values * factor, self.error * abs(factor), self.sampling * abs(factor))
 
     __rmul__ = __mul__
 
@@ -70,4 +73,21 @@ def median(slopes: Sequence[Slope | None]) -> Slope | None:
     known = [slope for slope in slopes if slope is not None]
     if not known:
         return None
-    return Slope(np.median([s.values for s in known], axis=0), float(np.median([s.error for s in known])))
+    errors = np.median([s.error for s in known]), np.median([s.sampling for s in known])
+    return Slope(np.median([s.values for s in known], axis=0), *map(float, errors))
+
+
+def drawn(sizes: Sequence[float], values: np.ndarray | None, numel: np.ndarray) -> Slope | None:
+    """`fit` of root mean squares of `numel` (sizes,) random numbers each, whose own scatter is known.
+
+    Var log RMS = ψ'(n/2)/4 for n normal numbers, which is 1/(2n) for many. Equal values of all seeds were not drawn.
+    """
+    slope = fit(sizes, values)
+    if slope is None or values is None or (values.shape[1] > 1 and np.allclose(values, values[:, :1], rtol=1e-6)):
+        return slope
+    from scipy import special  # here: importing the library must not cost scipy's import
+
+    x = np.log(np.asarray(sizes, dtype=float))
+    x = x - x.mean()
+    variance = special.polygamma(1, np.maximum(numel, 1) / 2) / 4
+    return Slope(slope.values, slope.error, float(np.sqrt(np.sum(x**2 * variance)) / np.sum(x**2)))

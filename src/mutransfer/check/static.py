@@ -102,7 +102,12 @@ def eps(judge: Judge, known: set[str]) -> list[Finding]:
     records, found = judge.records, []
     for info in judge.infos:
         facts, value = records.facts.get(info.name), records.get("eps", info.name)
-        if facts is None or facts.eps_kind not in ("element", "frobenius") or value is None or info.name in known:
+        if (
+            facts is None
+            or facts.eps_kind not in ("element", "frobenius")
+            or value is None
+            or info.name in known | judge.cancelled
+        ):
             continue
         kind = "gradient touched" if facts.eps_kind == "element" else "gradient norm"
         shares = []

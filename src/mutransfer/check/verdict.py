@@ -14,10 +14,14 @@ from mutransfer.check import heads
 from mutransfer.check.expect import GROWS, TensorInfo, exponent
 from mutransfer.check.findings import Finding
 from mutransfer.check.record import Records
-from mutransfer.check.slopes import Slope, fit, median
+from mutransfer.check.slopes import Slope, drawn, fit, median
 
 EXCLUDED = 0.15  # a FAIL needs an interval that stays away from the expected exponent by this much
 TOO_WIDE = 0.75  # half an interval beyond which nothing is known
+ROUNDING = (
+    1e-5  # of its weight's gradient: below is the rounding of a sum over a batch that cancels (measured: 1e-7 to 2e-6)
+)
+FEW = 16  # numbers; the spread of fewer draws decides nothing by itself
 
 
 class Judge:
@@ -26,6 +30,7 @@ class Judge:
     def __init__(self, records: Records, infos: list[TensorInfo], tolerance: float, level: float) -> None:
         self.records, self.infos, self.tolerance, self.level = records, infos, tolerance, level
         self.verified_attention: set[str] = set()  # queries and keys whose logits were found right
+        self.cancelled = cancelled(records, infos)
 
     # measuring -------------------------------------------------------------------------------------------------------
 
@@ -112,7 +117,7 @@ class Judge:
 
     def init_errors(self, info: TensorInfo, site: str | None) -> list[Slope]:
         """Errors of the init's exponent: measured on the data, and predicted from the weight's RMS (no luck of one draw)."""
-        weight = self.slope("weight", info.name)
+        weight = self._weight(info)
         if weight is None:
             return []
         if site is None:
@@ -124,6 +129,14 @@ class Judge:
         product = self.slope("product", site)
         return [predicted] if product is None else [predicted, product - operand]
 
+    def _weight(self, info: TensorInfo) -> Slope | None:
+        """The exponent of its RMS at the start; of vectors and of few numbers with the scatter of the draw."""
+        if len(info.shape) > 1 and np.prod(info.shape) >= FEW:
+            return self.slope("weight", info.name)
+        shapes = [dict(model.named_parameters())[info.name].shape for model in self.records.models]
+        numel = np.array([float(np.prod(shape)) for shape in shapes])
+        return drawn(self.records.values, self.records.get("weight", info.name), numel)
+
     def gradient_excess(self, info: TensorInfo) -> Slope | None:
         """The exponent by which this tensor's gradient exceeds the expected one: its multiplier, if all else is right."""
         slope = self.typical("gradient norm", info.name)
@@ -134,7 +147,7 @@ class Judge:
 
         Either what weights that are right as they stand have in common, or the median over the whole body.
         """
-        body = [info for info in self.infos if info.role in ("hidden", "input", "vector")]
+        body = [i for i in self.infos if i.role in ("hidden", "input", "vector") and i.name not in self.cancelled]
         right = [
             i for i in body if i.role != "vector" and all(self.within(e) for e in self._plain(i)) and self._plain(i)[1]
         ]
@@ -161,6 +174,9 @@ class Judge:
             elif info.role == "unknown":
                 found.append(Finding(info.name, "unknown axes", "its axes cannot be told from its shape", 0, 0, 0, 0,
                                      "only its neighbours were checked", "note"))  # fmt: skip
+            elif info.name in self.cancelled:
+                found.append(Finding(info.name, "no effect", "its gradient is only rounding", 0, 0, 0, 0,
+                                     "what follows, such as a norm, takes it out again: it was not judged", "note"))  # fmt: skip
             elif info.head:
                 found += heads.judge_head(self, info, info.sites[0])
             else:
@@ -286,3 +302,29 @@ class Judge:
         if info.kind == "matrix":
             gradient = gradient * np.sqrt(float(np.prod(info.shape)))
         return float(np.nanmedian(gradient[-1])) <= 10 * float(np.nanmax(eps[-1]))
+
+
+def cancelled(records: Records, infos: list[TensorInfo]) -> set[str]:
+    """Vectors without any effect: a bias in front of a norm, or of a key, has a gradient that is zero but for rounding.
+
+    Its measure is the weight of the same module, or the median tensor where there is none.
+    """
+
+    def gradient(name: str) -> np.ndarray | None:  # (steps, sizes, seeds)
+        arrays = [records.get("gradient", name, step) for step in records.steps("gradient", name)]
+        return np.stack([a for a in arrays if a is not None]) if arrays else None
+
+    known = {info.name: g for info in infos if (g := gradient(info.name)) is not None}
+    typical = np.median([np.nanmedian(g) for g in known.values() if np.any(g > 0)] or [0.0])
+    found = set()
+    for info in infos:
+        own, weight = known.get(info.name), f"{info.name.rpartition('.')[0]}.weight"
+        if own is None or len(info.shape) > 1 or not np.any(own > 0):
+            continue
+        measure = known.get(weight) if weight != info.name else None
+        if measure is None or measure.shape != own.shape or not np.any(measure > 0):
+            measure = np.full_like(own, typical)
+        there = np.isfinite(own) & (measure > 0)
+        if np.any(there) and np.median(own[there] / measure[there]) < ROUNDING:
+            found.add(info.name)
+    return found

@@ -109,6 +109,14 @@ def test_factory_and_modules_give_the_same_ratios(model_name: str, optimizer: st
     assert one.hooks == two.hooks
 
 
+def test_one_pattern_of_branch_out_needs_no_list() -> None:
+    make, base = FACTORIES["gpt"], SIZES["gpt"]
+    options = dict(base=base, target={key: 2 * value for key, value in base.items()}, recipe="completep")
+    assert mt.plan(make, **options, branch_out="blocks.*.*.[od]*") == mt.plan(
+        make, **options, branch_out=["blocks.*.*.[od]*"]
+    )
+
+
 # ------------------------------------------------------------------ notes
 
 
@@ -376,6 +384,7 @@ WRONG = {
     "save to a folder": (lambda: small_plan().save("."), "is a folder; give a file"),
     "head size is a number": (lambda: small_plan(head_size=3), r"head_size=\(base, target\)"),
     "head sizes are words": (lambda: small_plan(head_size=("a", "b")), r"head_size=\(base, target\)"),
+    "branch_out of nothing": (lambda: small_plan(branch_out="layers.*.out"), r"branch_out='layers\.\*\.out' matches no module"),
     "branch_out is a number": (lambda: small_plan(branch_out=3), "branch_out=3"),
     "axes are a list": (lambda: small_plan(axes=["in"]), r"axes=\['in'\]"),
     "roles are a word": (lambda: small_plan(roles="hidden"), "roles='hidden'"),

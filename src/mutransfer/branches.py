@@ -85,15 +85,9 @@ def last_modules(
 def _declared(
     modules: dict[str, nn.Module], shapes: Sequence[TensorShape], blocks: list[str], patterns: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
-    names = [shape.name for shape in shapes]
     found: dict[str, tuple[str, ...]] = {}
     for pattern in patterns:
-        paths = fnmatch.filter([m for m in modules if m], pattern)
-        tensors = [n for n in fnmatch.filter(names, pattern) if not any(n.startswith(f"{p}.") for p in paths)]
-        if not paths and not tensors:
-            raise InputError(
-                f"branch_out={pattern!r} matches no module; modules look like {', '.join(list(modules)[1:4])}"
-            )
+        paths, tensors = _matched(modules, shapes, pattern)
         for path in paths:
             if not any(path.startswith(f"{other}.") for other in paths):
                 found[path] = _tensors(modules[path])
@@ -112,6 +106,22 @@ def _declared(
     if missing:
         raise InputError(f"branch_out={list(patterns)} names no module in block {missing[0]!r}")
     return found
+
+
+def check_declared(model: nn.Module, shapes: Sequence[TensorShape], patterns: Sequence[str]) -> None:
+    """Raise InputError for a pattern of branch_out that matches nothing, also where no depth rule asks for it yet."""
+    modules = {clean(path): module for path, module in model.named_modules()}
+    for pattern in patterns:
+        _matched(modules, shapes, pattern)
+
+
+def _matched(modules: Iterable[str], shapes: Sequence[TensorShape], pattern: str) -> tuple[list[str], list[str]]:
+    """The modules that a pattern names, and the tensors that it names beside them."""
+    paths = fnmatch.filter([m for m in modules if m], pattern)
+    tensors = fnmatch.filter([s.name for s in shapes], pattern)
+    if not paths and not tensors:
+        raise InputError(f"branch_out={pattern!r} matches no module; modules look like {', '.join(list(modules)[1:4])}")
+    return paths, [n for n in tensors if not any(n.startswith(f"{p}.") for p in paths)]
 
 
 def _parameter(module: nn.Module, attribute: str) -> nn.Parameter:

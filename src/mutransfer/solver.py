@@ -147,6 +147,7 @@ class Solver:
                 f"use 'completep' (two or more matrices per residual branch) or 'depth-mup' (one)"
             )
         if not self.depth_rule:
+            branches.check_declared(self.big, self.shapes, declared)
             return
         assert self.recipe.depth_exponent is not None
         alpha = self.depth**-self.recipe.depth_exponent

@@ -186,7 +186,12 @@ def _verdict(records: Records, infos: list[expect.TensorInfo], found: list[Findi
     if records.values[-1] / records.values[0] < 3.99:
         need = records.values[0] * 4
         return "INCONCLUSIVE", f"the sizes span less than a factor 4: add {records.axis} {need:g} or larger"
-    if any(f.severity == "unclear" for f in found):
+    unclear = {f.rule for f in found if f.severity == "unclear"}
+    if unclear == {"not seen"}:
+        return "INCONCLUSIVE", "tensors behind zero-initialised ones have not moved yet: take at least 3 steps"
+    if unclear == {"optimizer's character"}:
+        return "INCONCLUSIVE", "the optimizer does not act as declared in its first steps"
+    if unclear:
         return "INCONCLUSIVE", "some exponents are too noisy to tell: run more seeds, or a wider span of sizes"
     moved = [n for n in records.names("update") if any(_positive(records, n, s) for s in records.steps("update", n))]
     if not moved:

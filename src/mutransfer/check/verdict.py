@@ -207,7 +207,8 @@ class Judge:
         ]
         if not unseen:
             return []
-        more = any(i.sites and i.name in zero for i in self.infos)
+        zero = [i.name for i in self.infos if i.sites and i.name in zero]
+        more = bool(zero)
         advice = (
             f"zero-initialised tensors hide it ({zero[0]}): take at least 3 steps" if more else "is it used at all?"
         )

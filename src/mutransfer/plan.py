@@ -9,7 +9,6 @@ import functools
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from mutransfer import hooks as hook_tools
 from mutransfer.errors import InputError
+from mutransfer.files import write_whole
 from mutransfer.hooks import Hook
 from mutransfer.laws import Law
 from mutransfer.optimizers import OptimizerFacts
@@ -129,7 +129,7 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically. Raises InputError when the folder cannot be written."""
-        write_text(_path(path), json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
+        write_whole(_path(path), json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -288,22 +288,3 @@ def _path(path: Any) -> Path:
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise PlanError(f"a {type(model).__name__} is no model: give the nn.Module that the plan was made for")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises InputError when the place cannot be written."""
-    if path.is_dir():
-        raise InputError(f"cannot write {str(path)!r}: it is a folder; give a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from error

@@ -16,9 +16,9 @@ import torch
 
 from mutransfer.build import plan
 from mutransfer.errors import InputError
+from mutransfer.files import write_atomic
 from mutransfer.train import LogPoint, RunConfig, RunResult, Task, load_checkpoint, load_run
 from mutransfer.train import train as train_from_config
-from mutransfer.train.checkpoint import write_atomic
 from tests.train.runs import digits_run, gpt_run, text
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mutransfer.check.report import write_whole
 from mutransfer.errors import InputError
+from mutransfer.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

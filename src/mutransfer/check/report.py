@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mutransfer.check.findings import Finding, folded
 from mutransfer.check.record import Records
 from mutransfer.check.slopes import fit
 from mutransfer.errors import InputError
+from mutransfer.files import write_whole
 
 MARKS = (("fail", "✗"), ("unclear", "?"), ("warn", "!"), ("note", "·"))
 LINES = 12  # of findings in words; all of them are in `findings`
@@ -150,21 +150,3 @@ def file_path(path: str | os.PathLike[str], example: str) -> Path:
     if found.is_dir():
         raise InputError(f"{str(path)!r} is a folder: give a file, such as {str(found / example)!r}")
     return found
-
-
-def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file through a temporary neighbour, so that it is never half there. Raises InputError when it cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(temporary).chmod(0o644)  # a temporary file is its owner's alone
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
-    return path

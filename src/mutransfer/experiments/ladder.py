@@ -82,9 +82,8 @@ def run(size: str, out: Path) -> dict[str, Any]:
     from mutransfer.check import coord_check
     from mutransfer.commands.output import Progress, finite
     from mutransfer.data import TextData, load
+    from mutransfer.files import write_atomic, write_whole
     from mutransfer.models import gpt_loss
-    from mutransfer.plan import write_text
-    from mutransfer.train.checkpoint import write_atomic
 
     setting = config(size)
     data = load(setting.data, context=setting.context)
@@ -113,7 +112,7 @@ def run(size: str, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     picture = draw(reports, setting)
     write_atomic(out / "ladder.png", lambda file: file.write(picture))
-    write_text(out / "ladder.json", json.dumps(finite(outcome), indent=1, ensure_ascii=False))
+    write_whole(out / "ladder.json", json.dumps(finite(outcome), indent=1, ensure_ascii=False))
     _page(out, size, rows, verdicts, picture, setting)
     return outcome
 

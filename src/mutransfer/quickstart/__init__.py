@@ -173,10 +173,10 @@ def _curves(setting: Setting, keys: dict[Point, str], store: Store) -> dict[str,
 
 
 def _write(outcome: Outcome, checks: dict[str, Any], curves: dict[str, Any], workers: int, fingerprint: str) -> None:
+    from mutransfer.files import write_atomic
     from mutransfer.quickstart.page import sections
     from mutransfer.quickstart.picture import draw
     from mutransfer.report import Provenance, write_page
-    from mutransfer.train.checkpoint import write_atomic
 
     picture = draw(curves, outcome.transfers)
     outcome.out.mkdir(parents=True, exist_ok=True)

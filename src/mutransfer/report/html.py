@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mutransfer.plan import write_text
+from mutransfer.files import write_whole
 from mutransfer.report.provenance import Provenance
 
 # verdict → the class of its badge: how good the news is
@@ -66,4 +66,4 @@ def render(title: str, sections: Sequence[Section], provenance: Provenance) -> s
 
 def write_page(path: Path, title: str, sections: Sequence[Section], provenance: Provenance) -> None:
     """Render into a file, whole or not at all. Raises InputError when the place cannot be written."""
-    write_text(path, render(title, sections, provenance))
+    write_whole(path, render(title, sections, provenance))

@@ -4,47 +4,20 @@ They hold tensors, dicts and primitives only, and are loaded without executing a
 """
 
 import hashlib
-import os
 import pickle
-import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from mutransfer.errors import InputError
+from mutransfer.files import write_atomic
 from mutransfer.train.config import RunConfig, canonical_json
 
 FORMAT = 1
 CHECKPOINT = "checkpoint.pt"
 RESULT = "result.json"
-
-
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file whole or not at all: a temporary neighbour, fsync, then one rename.
-
-    A process killed at any moment leaves the old file or the new one, and at worst a `.part` file that nothing reads.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # temporary files are private, a checkpoint is not
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # make the rename itself survive a power cut
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def save_checkpoint(path: Path, config: RunConfig, state: dict[str, Any]) -> None:

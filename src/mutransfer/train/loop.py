@@ -20,6 +20,7 @@ from mutransfer.build import plan as make_plan
 from mutransfer.clip import grad_norm
 from mutransfer.data import Data
 from mutransfer.errors import InputError
+from mutransfer.files import write_atomic
 from mutransfer.optimizers import optimizer_class
 from mutransfer.plan import Plan
 from mutransfer.train.checkpoint import (
@@ -30,7 +31,6 @@ from mutransfer.train.checkpoint import (
     rng_state,
     save_checkpoint,
     set_rng_state,
-    write_atomic,
 )
 from mutransfer.train.config import RunConfig
 from mutransfer.train.flops import flops_per_row

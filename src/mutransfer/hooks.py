@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from mutransfer.errors import InputError
 from mutransfer.shapes import clean
 
+Side = Literal["input", "output"]
+
 
 @dataclass(frozen=True)
 class Hook:
     """`factor` on the first input, or on the output, of the module at this path."""
 
     module: str
-    where: Literal["input", "output"]
+    where: Side
     factor: float
     reason: str
 

@@ -20,10 +20,10 @@ from mutransfer.axes import Axis, is_norm
 
 
 @functools.lru_cache(maxsize=1024)
-def forward_source(kind: type) -> str:
+def forward_source(kind: type[nn.Module]) -> str:
     """The source of the class's forward, dedented; empty where it cannot be read (built-in, typed at a prompt)."""
     try:
-        return textwrap.dedent(inspect.getsource(inspect.unwrap(kind.forward)))  # type: ignore[attr-defined]
+        return textwrap.dedent(inspect.getsource(inspect.unwrap(kind.forward)))
     except (OSError, TypeError, AttributeError):
         return ""
 

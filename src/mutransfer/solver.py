@@ -15,7 +15,7 @@ from mutransfer.axes import is_norm
 from mutransfer.blocks import Stack, collapse
 from mutransfer.errors import InputError
 from mutransfer.explain import derivation
-from mutransfer.hooks import Hook
+from mutransfer.hooks import Hook, Side
 from mutransfer.laws import UNKNOWN, Law
 from mutransfer.matrices import inner_matrices
 from mutransfer.optimizers import OptimizerFacts
@@ -77,12 +77,12 @@ class Solver:
             return self.names[1], self.rest
         return self.names[0], self.main
 
-    def _carry(self, module: str, attributes: Sequence[str], factor: float, reason: str, where: str | None) -> None:
+    def _carry(self, module: str, attributes: Sequence[str], factor: float, reason: str, where: Side | None) -> None:
         """Put a forward multiplier on a module: into its tensors, or by a hook where the user asked for multipliers."""
         if factor == 1.0:
             return
         if self.placement == "multiplier" and where is not None:
-            self.hooks.append(Hook(module, where, factor, reason))  # type: ignore[arg-type]
+            self.hooks.append(Hook(module, where, factor, reason))
             return
         known = {shape.name for shape in self.shapes}
         for attribute in attributes:

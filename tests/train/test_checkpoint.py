@@ -139,6 +139,20 @@ def test_a_process_really_killed_continues_bit_for_bit(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_paused_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    config = replace(RUNS[name], checkpoint_every=0)
+    whole = train(config, folder=tmp_path / "whole")
+    for until in (5, 12):
+        paused = train(config, folder=tmp_path / "parts", until=until)
+        assert paused.status == "paused" and paused.losses == whole.losses[:until]
+        assert not (tmp_path / "parts" / "result.json").exists()
+    assert train(config, folder=tmp_path / "parts").losses == whole.losses
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    with pytest.raises(InputError, match="needs a folder"):
+        train(config, until=3)
+
+
 def test_a_finished_or_diverged_run_is_returned_without_training(tmp_path: Path) -> None:
     lost = gpt_run(optimizer="sgd", lr=1e30, clip=None, warmup=0)
     for config, folder in ((gpt_run(), tmp_path / "a"), (lost, tmp_path / "b")):

@@ -44,6 +44,7 @@ def train(
     *,
     folder: Path | None = None,
     resume: bool = True,
+    until: int | None = None,
     on_log: Callable[[LogPoint], None] | None = None,
     plan: Plan | None = None,
     data: Data | None = None,
@@ -52,11 +53,14 @@ def train(
 
     With a `folder`, checkpoints and the result are written there, and a run found there is continued exactly (losses
     and weights bit for bit those of an undisturbed run) or, once it has ended, returned without training.
-    `resume=False` starts it over. `on_log` is called at every logged update. `plan` and `data` replace those that the
+    `resume=False` starts it over. `until` pauses the run after that many updates, with its checkpoint in `folder`: the
+    result says "paused", and a later call goes on exactly. `on_log` is called at every logged update. `plan` and `data` replace those that the
     config names (to share them between runs). The caller's random generators are left as they were.
     Raises `InputError` for a config that does not fit its data or this machine, for a damaged checkpoint, and for a
     checkpoint of another config.
     """
+    if until is not None and folder is None:
+        raise InputError(f"until={until} pauses the run, which needs a folder for its checkpoint: give folder=...")
     device = resolve_device(config.device)
     path = None if folder is None else Path(folder) / CHECKPOINT
     saved = load_checkpoint(path) if path is not None and resume and path.exists() else None
@@ -73,7 +77,7 @@ def train(
             run.restore(saved)
         if folder is not None:  # only now: bad input leaves no folder behind
             _make_folder(Path(folder))
-        return run.finish(on_log)
+        return run.finish(on_log, until)
     finally:
         set_rng_state(callers, device)
 
@@ -151,20 +155,21 @@ class Run:
             setattr(self, name, saved[name])
         self.plan.verify(self.optimizer, self.model)
 
-    def finish(self, on_log: Callable[[LogPoint], None] | None) -> RunResult:
-        """Make the updates that remain and return the result."""
+    def finish(self, on_log: Callable[[LogPoint], None] | None, until: int | None = None) -> RunResult:
+        """Make the updates that remain, or those up to `until`, and return the result."""
+        end = self.config.steps if until is None else min(until, self.config.steps)
         if self.status == "running":
-            self._loop(on_log)
+            self._loop(on_log, end)
             self._save()
         result = self._result()
-        if self.path is not None:
+        if self.path is not None and self.status != "running":
             text = json.dumps(result.to_dict(), allow_nan=False).encode()
             write_atomic(self.path.with_name(RESULT), lambda file: file.write(text))
         return result
 
-    def _loop(self, on_log: Callable[[LogPoint], None] | None) -> None:
+    def _loop(self, on_log: Callable[[LogPoint], None] | None, end: int) -> None:
         config, earlier, start = self.config, self.seconds, time.perf_counter()
-        while self.step < config.steps:
+        while self.step < end:
             step = self.step + 1
             log_due = step % config.log_every == 0 or step in (1, config.steps)
             val_due = bool(config.val_batches) and (
@@ -187,7 +192,7 @@ class Run:
                 if save_due:
                     self._save()
         self.seconds = earlier + time.perf_counter() - start
-        if self.status == "running":
+        if self.status == "running" and self._fetch() and self.step == config.steps:
             self.status = "finished"
 
     def update(self, step: int, want_norm: bool) -> Tensor | None:
@@ -287,7 +292,7 @@ class Run:
         last = self.losses[-50:]
         return RunResult(
             config_hash=config.hash(),
-            status="diverged" if diverged else "finished",
+            status="paused" if self.status == "running" else "diverged" if diverged else "finished",
             reason=self.reason,
             diverged_at=self.diverged_at,
             losses=tuple(self.losses),

@@ -28,7 +28,7 @@ class RunResult:
     """The outcome of a run. A diverged run has infinite losses, so that no minimum ever picks it."""
 
     config_hash: str
-    status: Literal["finished", "diverged"]
+    status: Literal["finished", "diverged", "paused"]
     reason: str | None
     """Why the run ended early; None when it finished."""
     diverged_at: int | None

@@ -13,6 +13,7 @@ from torch import nn
 from mutransfer import attention, branches
 from mutransfer.axes import is_norm
 from mutransfer.blocks import Stack, collapse
+from mutransfer.departures import depart, find_ends, logits_text, note, power
 from mutransfer.errors import InputError
 from mutransfer.explain import derivation
 from mutransfer.hooks import Hook, Side
@@ -52,6 +53,9 @@ class Solver:
         self.hooks: list[Hook] = []
         self.inner, notes = inner_matrices(shapes, roles)
         self.notes: list[str] = notes if main.matrix_only else []
+        self.ends = find_ends(shapes, recipe)
+        if recipe.departs:
+            self.notes.append(note(recipe, self.ends))
         self.absorbing: dict[str, list[tuple[float, str]]] = {}  # tensor → factors that move into it, with the reason
 
     @property
@@ -108,8 +112,8 @@ class Solver:
         for shape in self.shapes:
             if not shape.tied_output or not shape.fan_out.grows:
                 continue
-            factor = 1 / shape.fan_out.ratio
-            reason = f"logits × 1/{shape.fan_out.ratio:g} of the tied head"
+            factor = power(shape.fan_out.exact, self.recipe.logits)
+            reason = f"logits × {logits_text(shape.fan_out.ratio, self.recipe.logits)} of the tied head"
             norm = self._final_norm(shape)
             if norm is not None and self.placement == "absorbed":
                 self._carry(norm, ("weight", "bias"), factor, reason, None)
@@ -201,7 +205,8 @@ class Solver:
             text = derivation(
                 role, shape.fan_in, shape.fan_out, facts, ratios, self.depth if inside else 1.0, self.mode, upside_down
             )
-            ratios, text = self._absorb(shape, facts, replace(ratios, branch=1.0), text)
+            ratios, departed = depart(ratios, self.recipe, self.ends, shape.name, (shape.fan_in, shape.fan_out), facts)
+            ratios, text = self._absorb(shape, facts, replace(ratios, branch=1.0), text + departed)
         return Row(
             shape.name, shape.base_name, shape.aliases, shape.role, shape.kind, shape.base_shape, shape.target_shape,
             shape.fan_in, shape.fan_out, shape.block, name, base_law, target_law, ratios,

@@ -10,9 +10,11 @@ from tyro.conf import subcommand
 from mutransfer.commands.check import Check
 from mutransfer.commands.data import Data, List, Prepare
 from mutransfer.commands.experiments import Experiments
+from mutransfer.commands.export import Export
 from mutransfer.commands.generate import Generate
 from mutransfer.commands.plan import Plan
 from mutransfer.commands.quickstart import Quickstart
+from mutransfer.commands.sweep import Sweep
 from mutransfer.commands.train import Train
 
 COMMANDS = {
@@ -20,6 +22,8 @@ COMMANDS = {
     "plan": Plan,
     "check": Check,
     "train": Train,
+    "sweep": Sweep,
+    "export": Export,
     "generate": Generate,
     "data": Data,
     "data list": List,
@@ -31,6 +35,8 @@ Command = (
     | Annotated[Plan, subcommand("plan", description=Plan.summary)]
     | Annotated[Check, subcommand("check", description=Check.summary)]
     | Annotated[Train, subcommand("train", description=Train.summary)]
+    | Annotated[Sweep, subcommand("sweep", description=Sweep.summary)]
+    | Annotated[Export, subcommand("export", description=Export.summary)]
     | Annotated[Generate, subcommand("generate", description=Generate.summary)]
     | Annotated[Data, subcommand("data", description=Data.summary)]
     | Annotated[Experiments, subcommand("experiments", description=Experiments.summary)]

@@ -136,11 +136,12 @@ def pairs(words: Iterable[str], option: str) -> dict[str, Any]:
             raise InputError(f"{option} {word!r}: write name=value, such as {option} width=64 depth=2")
         if name in values:
             raise InputError(f"{option} names {name!r} twice: {name}={values[name]!r} and {word}")
-        values[name] = _value(text)
+        values[name] = literal(text)
     return values
 
 
-def _value(text: str) -> Any:
+def literal(text: str) -> Any:
+    """A word as a Python literal, `true`, `false` or `none`; anything else is a text."""
     named = {"true": True, "false": False, "none": None}
     if text.lower() in named:
         return named[text.lower()]

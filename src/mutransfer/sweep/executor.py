@@ -1,0 +1,42 @@
+"""What runs jobs: local worker processes, a Ray cluster, Slurm. All of them take functions and hand back events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Send = Callable[[Any], None]
+Function = Callable[..., Any]
+"""A picklable `function(*arguments, send)`: `send(message)` reports while it works; what it returns is the result."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a job. `lost`: the process that ran it died; the job may be submitted again."""
+
+    job: str
+    kind: Literal["message", "done", "error", "lost"]
+    value: Any = None
+    """The message, the result, or the exception; for `lost` a text that says what is known."""
+
+
+class Executor(Protocol):
+    """Runs submitted jobs, as many at once as it has places, in the order of submission."""
+
+    @property
+    def count(self) -> int:
+        """How many jobs run at once."""
+        ...
+
+    def submit(self, job: str, function: Function, *arguments: Any) -> None:
+        """Queue `function(*arguments, send)` under the name `job`, which is not under way."""
+        ...
+
+    def events(self, timeout: float | None = None) -> list[Event]:
+        """Wait for something to happen, at most `timeout` seconds; [] when nothing did or nothing is under way."""
+        ...
+
+    def close(self) -> None:
+        """Stop everything at once."""
+        ...

@@ -99,7 +99,7 @@ def _speeds(known: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _time(chosen: Mapping[str, RunConfig], executor: Executor, ranks: int) -> dict[str, float]:
     """shape → FLOP/s, all places busy; under "" the matmul FLOP/s of a place. The largest first."""
     jobs_left: set[str] = set()
-    for shape, config in reversed(chosen.items()):
+    for shape, config in reversed(list(chosen.items())):
         executor.submit(f"time {shape}", jobs.step_seconds, config, _BUDGET)
         jobs_left.add(f"time {shape}")
     device = next(iter(chosen.values())).device

@@ -150,6 +150,7 @@ def matmul_flops(device: str, send: Send) -> float:
 
     def run(count: int) -> float:
         start = time.perf_counter()
+        c = a
         for _ in range(count):
             c = a @ b
         float(c[0, 0])  # waits for the device

@@ -177,7 +177,7 @@ class Store:
 
     def _records(self, where: str = "", *values: str) -> list[dict[str, Any]]:
         cursor = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM runs {where} ORDER BY rowid", values)
-        records = [dict(zip(_COLUMNS, row, strict=True)) for row in cursor]
+        records: list[dict[str, Any]] = [dict(zip(_COLUMNS, row, strict=True)) for row in cursor]
         for record in records:
             record |= {name: json.loads(record[name]) for name in ("config", "metrics", "environment")}
         return records

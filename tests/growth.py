@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mutransfer as mt
-from mutransfer.plan import Plan, Row
+from mutransfer.plans import Plan, Row
 
 Need = float | tuple[float, str]
 Unit = int | tuple[int, int]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mutransfer.optimizers import REGISTRY, OptimizerFacts
-from mutransfer.plan import Plan
+from mutransfer.plans import Plan
 from tests.growth import assert_same_training, plan_of
 from tests.growth_models import CASES
 from tests.plan_cases import Lion

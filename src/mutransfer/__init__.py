@@ -1,15 +1,51 @@
-"""mutransfer: tune a small model, train a big one. The public names; each lives in the file it is imported from."""
+"""mutransfer: tune a small model, train a big one. The public names; each lives in the file it is imported from.
 
-from mutransfer import testing as testing
-from mutransfer.build import plan as plan
-from mutransfer.check import CheckReport as CheckReport
-from mutransfer.check import coord_check as coord_check
+A name is loaded when it is first used: what needs no torch (a verdict on a table of runs, `--help`) does not wait for it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from mutransfer.errors import InputError as InputError
-from mutransfer.optimizers import OptimizerFacts as OptimizerFacts
-from mutransfer.optimizers import facts_for as facts_for
-from mutransfer.optimizers import register_optimizer as register_optimizer
-from mutransfer.plan import Plan as Plan
-from mutransfer.plan import PlanError as PlanError
-from mutransfer.recipes import RECIPES as RECIPES
+
+if TYPE_CHECKING:
+    from mutransfer import testing as testing
+    from mutransfer.build import plan as plan
+    from mutransfer.check import CheckReport as CheckReport
+    from mutransfer.check import coord_check as coord_check
+    from mutransfer.optimizers import OptimizerFacts as OptimizerFacts
+    from mutransfer.optimizers import facts_for as facts_for
+    from mutransfer.optimizers import register_optimizer as register_optimizer
+    from mutransfer.plans import Plan as Plan
+    from mutransfer.plans import PlanError as PlanError
+    from mutransfer.recipes import RECIPES as RECIPES
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "plan": "build",
+    "Plan": "plans",
+    "PlanError": "plans",
+    "OptimizerFacts": "optimizers",
+    "facts_for": "optimizers",
+    "register_optimizer": "optimizers",
+    "RECIPES": "recipes",
+    "coord_check": "check",
+    "CheckReport": "check",
+}
+_MODULES = ("testing",)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"mutransfer.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"mutransfer.{name}")
+    else:
+        raise AttributeError(f"module 'mutransfer' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})

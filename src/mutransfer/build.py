@@ -14,7 +14,7 @@ from mutransfer.errors import InputError
 from mutransfer.groups import remember
 from mutransfer.laws import Law
 from mutransfer.optimizers import OptimizerFacts, facts_for
-from mutransfer.plan import Plan
+from mutransfer.plans import Plan
 from mutransfer.recipes import recipe_named
 from mutransfer.rules import MODES, Mode
 from mutransfer.shapes import compare_with_stacks

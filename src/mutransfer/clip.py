@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mutransfer.errors import InputError
 
 if TYPE_CHECKING:
-    from mutransfer.plan import Plan
+    from mutransfer.plans import Plan
 
 
 def grad_norm(plan: Plan, model: nn.Module) -> Tensor:

@@ -20,7 +20,7 @@ from mutransfer.rules import root
 from mutransfer.shapes import check_patterns, lookup
 
 if TYPE_CHECKING:
-    from mutransfer.plan import Plan, Row
+    from mutransfer.plans import Plan, Row
 
 _SETTINGS = ("lr", "weight_decay", "eps")
 _OWN_CLASSES: dict[
@@ -238,7 +238,7 @@ def verify(plan: Plan, optimizer: torch.optim.Optimizer, model: nn.Module | None
 
 
 def _error(message: str) -> Exception:
-    from mutransfer.plan import PlanError
+    from mutransfer.plans import PlanError
 
     return PlanError(message)
 

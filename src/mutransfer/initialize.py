@@ -15,7 +15,7 @@ from mutransfer.laws import Law, measure
 from mutransfer.shapes import parameters_of
 
 if TYPE_CHECKING:
-    from mutransfer.plan import Plan, Row
+    from mutransfer.plans import Plan, Row
 
 
 def initialize(plan: Plan, model: nn.Module, seed: int, redraw: bool) -> None:
@@ -43,7 +43,7 @@ def initialize(plan: Plan, model: nn.Module, seed: int, redraw: bool) -> None:
 
 
 def _error(message: str) -> Exception:
-    from mutransfer.plan import PlanError
+    from mutransfer.plans import PlanError
 
     return PlanError(message)
 

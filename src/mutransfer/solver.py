@@ -20,7 +20,7 @@ from mutransfer.hooks import Hook, Side
 from mutransfer.laws import UNKNOWN, Law
 from mutransfer.matrices import inner_matrices
 from mutransfer.optimizers import OptimizerFacts
-from mutransfer.plan import Row
+from mutransfer.plans import Row
 from mutransfer.recipes import Recipe
 from mutransfer.rules import IDENTITY, Mode, Ratios, gauge, solve
 from mutransfer.shapes import TensorShape

@@ -10,7 +10,7 @@ from rich.table import Table
 from mutransfer.blocks import collapse
 
 if TYPE_CHECKING:
-    from mutransfer.plan import Plan, Row
+    from mutransfer.plans import Plan, Row
 
 _COLUMNS = ("tensor", "role", "fan-in", "fan-out", "init at base", "std", "lr", "decay", "eps", "forward", "optimizer")
 

@@ -155,7 +155,7 @@ class Check:
         from mutransfer import plan
         from mutransfer.commands.builtin import DATA, config_fields, factory, fitted
         from mutransfer.commands.user_code import pairs
-        from mutransfer.plan import Plan
+        from mutransfer.plans import Plan
 
         if self.axis not in ("width", "depth"):
             raise InputError(f"--axis {self.axis!r}: the built-in models grow in width or depth")

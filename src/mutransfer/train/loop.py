@@ -22,7 +22,7 @@ from mutransfer.data import Data
 from mutransfer.errors import InputError
 from mutransfer.files import write_atomic
 from mutransfer.optimizers import optimizer_class
-from mutransfer.plan import Plan
+from mutransfer.plans import Plan
 from mutransfer.train.checkpoint import (
     CHECKPOINT,
     RESULT,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from mutransfer.plans import Plan as Plan
     from mutransfer.plans import PlanError as PlanError
     from mutransfer.recipes import RECIPES as RECIPES
+    from mutransfer.verdict import Verdict as Verdict
+    from mutransfer.verdict import transfer_verdict as transfer_verdict
+    from mutransfer.verdict import transfer_verdicts as transfer_verdicts
 
 __version__ = "0.1.0"
 
@@ -32,6 +35,9 @@ _HOME = {
     "RECIPES": "recipes",
     "coord_check": "check",
     "CheckReport": "check",
+    "transfer_verdict": "verdict",
+    "transfer_verdicts": "verdict",
+    "Verdict": "verdict",
 }
 _MODULES = ("testing",)
 

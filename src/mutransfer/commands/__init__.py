@@ -16,6 +16,7 @@ from mutransfer.commands.plan import Plan
 from mutransfer.commands.quickstart import Quickstart
 from mutransfer.commands.sweep import Sweep
 from mutransfer.commands.train import Train
+from mutransfer.commands.verdict import Verdict
 
 COMMANDS = {
     "quickstart": Quickstart,
@@ -24,6 +25,7 @@ COMMANDS = {
     "train": Train,
     "sweep": Sweep,
     "export": Export,
+    "verdict": Verdict,
     "generate": Generate,
     "data": Data,
     "data list": List,
@@ -37,6 +39,7 @@ Command = (
     | Annotated[Train, subcommand("train", description=Train.summary)]
     | Annotated[Sweep, subcommand("sweep", description=Sweep.summary)]
     | Annotated[Export, subcommand("export", description=Export.summary)]
+    | Annotated[Verdict, subcommand("verdict", description=Verdict.summary)]
     | Annotated[Generate, subcommand("generate", description=Generate.summary)]
     | Annotated[Data, subcommand("data", description=Data.summary)]
     | Annotated[Experiments, subcommand("experiments", description=Experiments.summary)]

@@ -1,0 +1,150 @@
+"""The runs of one size as a grid of LRs by seeds: means with the seeds' own levels taken out, walls, and the stretch around the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mutransfer.verdict.spline import Local
+from mutransfer.verdict.table import Run
+
+Array = np.ndarray
+LEAST = 5  # cells of the fitted stretch, where there are as many
+RISE = 3.0  # it goes on while the loss rises less than this multiple of those cells' largest rise
+PRIOR_DOF = 8.0  # how firmly a size's own noise is pulled to that of all sizes
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One size. `x` (L,) log2 LR ascending; `loss` (L, S): nan absent, +inf a wall; `given_up` (L,): a run was stopped as hopeless there."""
+
+    size: float
+    x: Array
+    seeds: tuple[str, ...]
+    loss: Array
+    given_up: Array
+
+    @property
+    def finite(self) -> Array:
+        """(L,) whether every run of the cell has a loss."""
+        known = ~np.isnan(self.loss)
+        return known.any(1) & ~np.isinf(self.loss).any(1)
+
+    @property
+    def wall(self) -> Array:
+        """(L,) whether a run diverged there: the expected loss is infinite."""
+        return ~self.finite & ~self.given_up
+
+    def raw_mean(self) -> Array:
+        """(L,) mean over the seeds, +inf at walls."""
+        counts = np.maximum((~np.isnan(self.loss)).sum(1), 1)
+        return np.where(self.finite, np.nansum(np.where(np.isinf(self.loss), 0, self.loss), 1) / counts, np.inf)
+
+    def means(self) -> tuple[Array, Array, Array, Array]:
+        """(mean (L,), count (L,), effect (S,), residual (L, S)) of the additive model LR + seed over the finite cells.
+
+        Where seeds and LRs are not connected (each LR has seeds of its own) the seeds' levels cannot be told and are left in.
+        """
+        mean, effect = self.raw_mean(), np.zeros(len(self.seeds))
+        known = ~np.isnan(self.loss) & self.finite[:, None]
+        residual = np.full(self.loss.shape, np.nan)
+        at, who = np.nonzero(known)
+        if (len(at) and known.sum(1).max() > 1) or len(set(who.tolist())) > 1:
+            rows, present = np.unique(at, return_inverse=True)
+            people, seat = np.unique(who, return_inverse=True)
+            design = np.zeros((len(at) + 1, len(rows) + len(people)))
+            design[np.arange(len(at)), present] = 1
+            design[np.arange(len(at)), len(rows) + seat] = 1
+            design[-1, len(rows) :] = 1  # the effects sum to zero
+            if np.linalg.matrix_rank(design) == design.shape[1]:
+                solved = np.linalg.lstsq(design, np.append(self.loss[at, who], 0.0), rcond=None)[0]
+                mean[rows], effect[people] = solved[: len(rows)], solved[len(rows) :]
+        residual[at, who] = self.loss[at, who] - mean[at] - effect[who]
+        return mean, known.sum(1), effect, residual
+
+    def stretch(self, noise: float) -> slice:
+        """The contiguous finite cells around the best that belong to its valley. `noise`: standard deviation of one run."""
+        mean, count, _, _ = self.means()
+        best = int(np.argmin(mean))
+        low = high = best
+        reach = 0.0
+        while True:
+            ends = [i for i in (low - 1, high + 1) if 0 <= i < len(mean) and np.isfinite(mean[i])]
+            if not ends:
+                break
+            new = min(ends, key=lambda i: (mean[i], abs(i - best)))
+            rise = float(mean[new] - mean[best])
+            allowed = max(RISE * reach, 6 * noise / np.sqrt(max(1, int(count[new]))))
+            if high - low + 1 >= LEAST and rise > allowed:
+                break
+            low, high = min(low, new), max(high, new)
+            if high - low + 1 <= LEAST:
+                reach = max(reach, rise)
+        return slice(low, high + 1)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The seeds' scatter: σ² of one run pooled over sizes, its degrees of freedom, and each size's σ² relative to it."""
+
+    dof: float
+    ss: float
+    ratio: tuple[float, ...]
+
+
+def gather(runs: Sequence[Run]) -> list[Cells]:
+    """One `Cells` per size, in growing order."""
+    found = []
+    for size in sorted({run.size for run in runs}):
+        mine = [run for run in runs if run.size == size]
+        x = np.array(sorted({run.log2_lr for run in mine}))
+        seeds = tuple(sorted({run.seed for run in mine}, key=_natural))
+        loss, given_up = np.full((len(x), len(seeds)), np.nan), np.zeros(len(x), bool)
+        diverged = np.zeros(len(x), bool)
+        for run in mine:
+            i, j = int(np.searchsorted(x, run.log2_lr)), seeds.index(run.seed)
+            loss[i, j] = run.loss
+            given_up[i] |= run.status == "stopped"
+            diverged[i] |= run.status == "diverged"
+        found.append(Cells(size, x, seeds, loss, given_up & ~diverged))
+    return found
+
+
+def _natural(seed: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(seed), seed
+    except ValueError:
+        return 1, 0.0, seed
+
+
+def scatter(sizes: Sequence[Cells], stretches: Sequence[slice]) -> Noise:
+    """Noise of one run from the seeds, inside the stretches; each size's own share pulled to the common one."""
+    sums, dofs = [], []
+    for cells, part in zip(sizes, stretches, strict=True):
+        residual = cells.means()[3]
+        inside = residual[part]
+        known = ~np.isnan(inside)
+        whole = ~np.isnan(residual)
+        lost = whole.any(1).sum() + max(0, whole.any(0).sum() - 1)
+        total = whole.sum()
+        share = max(0.0, (total - lost) / total) if total else 0.0  # degrees of freedom per residual
+        sums.append(float(np.nansum(inside**2)))
+        dofs.append(share * known.sum())
+    dof, ss = float(np.sum(dofs)), float(np.sum(sums))
+    if dof <= 0 or ss <= 0:
+        return Noise(0.0, 0.0, (1.0,) * len(sums))
+    common = ss / dof
+    ratio = tuple((PRIOR_DOF * common + s) / (PRIOR_DOF + d) / common for s, d in zip(sums, dofs, strict=True))
+    return Noise(dof, float(sum(s / r for s, r in zip(sums, ratio, strict=True))), ratio)
+
+
+def local(cells: Cells, part: slice, ratio: float) -> Local:
+    """The fitted stretch of one size."""
+    mean, count, _, _ = cells.means()
+    x = cells.x[part]
+    low, high = float(x[0]), float(x[-1])
+    if high == low:
+        low, high = low - 0.5, high + 0.5
+    return Local(x, mean[part], ratio / np.maximum(count[part], 1), low, high)

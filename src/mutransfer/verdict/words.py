@@ -1,0 +1,84 @@
+"""A verdict in the words of somebody who has to choose a learning rate."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mutransfer.verdict.verdict import Verdict
+
+SHOWN = 6  # runs named in words; all of them are in `next_runs`
+
+
+def words(verdict: Verdict) -> str:
+    """One line of verdict, then what to do with it, what it rests on, and what would settle it."""
+    name, best = verdict.columns["size"], verdict.optima
+    sizes = ", ".join(f"{o.size:g}" for o in best)
+    lines = [f"{verdict.status} over {name} {sizes}: {verdict.reasons[0]}"]
+    lines += [f"  also: {reason}" for reason in verdict.reasons[1:]]
+    lines.append(f"  tune at {name} {best[0].size:g}, use at {name} {best[-1].size:g}: {_cost(verdict)}")
+    lines.append(f"  best log2 LR: {', '.join(f'{_rate(verdict, i)} at {o.size:g}' for i, o in enumerate(best))}")
+    lines.append(f"  drift {_signed(verdict.drift.value)} {_span(verdict.drift.low, verdict.drift.high)} octaves per doubling of {name}")  # fmt: skip
+    lines.append(f"  best losses {', '.join(f'{o.loss.value:.4g}' for o in best)}: {_better(verdict)}")
+    lines.append(
+        f"  noise of one run {verdict.noise:.2g}{_hides(verdict)}, {_source(verdict)}; intervals at {verdict.level:.0%}"
+    )
+    if verdict.next_runs:
+        shown = "; ".join(
+            f"{name} {r['size']:g} lr 2^{r['log2_lr']:.3g} seed {r['seed']}" for r in verdict.next_runs[:SHOWN]
+        )
+        more = len(verdict.next_runs) - SHOWN
+        lines.append(f"  to settle it, run: {shown}" + (f"; and {more} more" if more > 0 else ""))
+    lines += [f"  note: {note}" for note in verdict.notes]
+    taken = ", ".join(f"{what} = {column}" for what, column in verdict.columns.items() if column)
+    return "\n".join([*lines, f"  columns: {taken}"])
+
+
+def _cost(verdict: Verdict) -> str:
+    regret = verdict.regrets[-1]
+    r = regret.relative
+    if math.isinf(r.value):
+        return "training diverges"
+    text = f"costs {100 * r.value:.2f} % {_span(100 * r.low, 100 * r.high, sign=False)} of the loss"
+    if regret.share is not None and math.isfinite(regret.share.value):
+        text += f", {100 * regret.share.value:.0f} % of what the size gains"
+    return text + (" (or more: nothing finished at that LR)" if regret.unknown else "")
+
+
+def _rate(verdict: Verdict, index: int) -> str:
+    o = verdict.optima[index]
+    where = f" ({o.edge} edge of the grid)" if o.edge else " (next to divergence)" if o.beside_wall else ""
+    return f"{o.log2_lr.value:.2f} {_span(o.log2_lr.low, o.log2_lr.high, sign=False)}{where}"
+
+
+def _better(verdict: Verdict) -> str:
+    g = verdict.gain.relative
+    word = {
+        True: "larger is better",
+        False: "larger is worse",
+        None: "larger is neither better nor worse beyond the noise",
+    }
+    return f"{word[verdict.wider_is_better]}, by {_signed(100 * g.value)} % {_span(100 * g.low, 100 * g.high)}"
+
+
+def _hides(verdict: Verdict) -> str:
+    shift = verdict.hidden_shift
+    return f" (hides {shift:.2f} octaves of LR)" if math.isfinite(shift) else ""
+
+
+def _source(verdict: Verdict) -> str:
+    if verdict.noise_from_seeds:
+        return f"from {max(len(o.seeds) for o in verdict.optima)} seeds"
+    return "one seed: estimated from what smooth curves through all sizes leave"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}"
+
+
+def _span(low: float, high: float, sign: bool = True) -> str:
+    def shown(value: float) -> str:
+        return ("−∞" if value < 0 else "∞") if math.isinf(value) else f"{value:+.2f}" if sign else f"{value:.2f}"
+
+    return f"[{shown(low)}, {shown(high)}]"

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from mutransfer.errors import InputError
 from mutransfer.sweep import jobs
 from mutransfer.sweep.executor import Event, Executor
+from mutransfer.sweep.outcome import Outcomes, kept_outcome
 from mutransfer.sweep.store import Store
-from mutransfer.sweep.wanted import Call, Wanted
+from mutransfer.sweep.wanted import Call, Wanted, without_base
 
 Record = Mapping[str, Any]
 """An ended run as `Store.add` takes it; a paused one has the status "paused" and is not in the store."""
@@ -66,13 +67,20 @@ class Driver:
     keep: bool = False
 
     def __post_init__(self) -> None:
-        self._known = self.store.records()
+        self._known: dict[str, Record] = dict(self.store.records())
         self._by_result: dict[str, Record] = {}
         for record in self._known.values():
             if record["status"] != "failed":
                 self._by_result.setdefault(record["result"], record)
+        self._failed: dict[str, Record] = {}  # key → record of what failed in this command: tried again by the next one
+        self._waiting: dict[str, _Job] = {}
         self._under_way: dict[str, _Job] = {}
         self._elsewhere: dict[str, _Job] = {}
+        self._looked = time.monotonic()
+        self._outcomes = Outcomes(self.store.folder)
+        for result in self._outcomes:
+            if result in self._by_result:
+                self._outcomes.forget(result)
         self._cpu: dict[str, float] = {}  # of the parts of paused runs
         self.made = 0
 
@@ -81,20 +89,31 @@ class Driver:
         groups = [_Group(search, ()) for search in searches]
         active = [group for group in groups if self._advance(group, None)]
         while active:
-            for group in active[:]:
-                while len(group.records) == len(group.asks):
-                    if not self._advance(group, [group.records[i] for i in range(len(group.asks))]):
-                        active.remove(group)
-                        break
-            if not active:
-                return
+            self._fill()
+            ready = [group for group in active if len(group.records) == len(group.asks)]
+            for group in ready:
+                if not self._advance(group, [group.records[i] for i in range(len(group.asks))]):
+                    active.remove(group)
+            if ready:
+                continue
             events = self.executor.events(_POLL if self._elsewhere else None)
             for event in events:
                 self._handle(event)
-            if not events:
+            if self._elsewhere and (not events or time.monotonic() - self._looked > _POLL):
                 self._look_elsewhere()
-                if not self._under_way:
+                if not self._under_way and not self._waiting:
                     time.sleep(_POLL)
+
+    def _fill(self) -> None:
+        """Submit what there is room for. A run is claimed only now: other processes take what is left."""
+        while self._waiting and len(self._under_way) < self.executor.queue:
+            result = next(iter(self._waiting))
+            job = self._waiting.pop(result)
+            if self.store.claim(result):
+                self._under_way[result] = job
+                self._submit(job)
+            else:
+                self._elsewhere[result] = job
 
     def _advance(self, group: _Group, records: Sequence[Record] | None) -> bool:
         """Ask a search for its next runs and start them; False at its end."""
@@ -116,8 +135,8 @@ class Driver:
         own = self._known.get(run.key)
         if own is not None and own["status"] != "failed":
             return own
-        alike = self._by_result.get(run.result)
-        return None if alike is None else self._copy(run, alike)
+        alike = self._by_result.get(run.result) or self._failed.get(run.result)
+        return None if alike is None else alike if alike["key"] == run.key else self._copy(run, alike)
 
     def _copy(self, run: Wanted, record: Record) -> Record:
         copied = {
@@ -130,33 +149,28 @@ class Driver:
 
     def _want(self, ask: Ask, group: _Group, place: int) -> None:
         result = ask.run.result
-        job = self._under_way.get(result) or self._elsewhere.get(result)
+        job = self._under_way.get(result) or self._elsewhere.get(result) or self._waiting.get(result)
         if job is None:
-            job = _Job(ask.run, ask.until)
-            self._start_or_wait(job)
+            job = self._waiting[result] = _Job(ask.run, ask.until)
         job.wanted.append((ask, group, place))
 
-    def _start_or_wait(self, job: _Job) -> None:
-        result = job.run.result
-        if self.store.claim(result):
-            self._elsewhere.pop(result, None)
-            self._under_way[result] = job
-            self._submit(job)
-        else:
-            self._elsewhere[result] = job
-
     def _submit(self, job: _Job) -> None:
-        config, folder = job.run.config, self.folder(job.run)
+        config, folder, result = job.run.config, self.folder(job.run), job.run.result
         job.points = []
-        if isinstance(config, Call):
-            place = str(folder)
-            self.executor.submit(
-                job.run.result, jobs.call_function, config.spec, config.folder, dict(config.point), place
-            )
+        ended = self._outcomes.find(result)
+        if ended is not None:  # a process was killed between the end of this run and its row
+            self._handle(Event(result, "done", ended))
             return
-        kept = self.checkpoints or self.keep or job.until is not None or config.checkpoint_every > 0 or folder.exists()
-        place = str(folder) if kept else None
-        self.executor.submit(job.run.result, jobs.train_config, config, place, job.until, self.ranks)
+        place: str | None = str(folder)
+        if isinstance(config, Call):
+            work = (jobs.call_function, config.spec, config.folder, dict(config.point), place)
+        else:
+            kept = (
+                self.checkpoints or self.keep or job.until is not None or config.checkpoint_every > 0 or folder.exists()
+            )
+            # runs that must come out alike share a checkpoint: the config in it must not depend on which of them was first
+            work = (jobs.train_config, without_base(config), place if kept else None, job.until, self.ranks)
+        self.executor.submit(result, kept_outcome, str(self._outcomes.path(result)), *work)
 
     def folder(self, run: Wanted) -> Path:
         """Where the run's checkpoints are."""
@@ -164,14 +178,14 @@ class Driver:
 
     def _look_elsewhere(self) -> None:
         """Runs of other processes: take over their records when they are done, and their work when they are dead."""
+        self._looked = time.monotonic()
         for result, job in list(self._elsewhere.items()):
+            del self._elsewhere[result]
             record = self.store.find(result)
-            if record is None:
-                self._start_or_wait(job)
+            if record is None or record["ended"] == self._known.get(record["key"], {}).get("ended"):
+                self._waiting[result] = job  # perhaps its process is dead: try to claim it
             else:
-                del self._elsewhere[result]
-                self._by_result[result] = record
-                self._known[record["key"]] = record
+                self._learn(record)
                 self._deliver(job, record)
 
     def _handle(self, event: Event) -> None:
@@ -240,14 +254,18 @@ class Driver:
             "key": run.key, "result": run.result, "status": outcome["status"], "reason": outcome["reason"],
             "config": run.config.to_dict(), "metrics": outcome.get("metrics", {}), "flops": outcome.get("flops"),
             "seconds": outcome.get("seconds"), "cpu_seconds": cpu, "copied_from": None,
-            **provenance(), "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **provenance(), "ended": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         }  # fmt: skip
 
     def _keep(self, record: dict[str, Any], points: Sequence[Mapping[str, Any]], attempts: int = 1) -> None:
         self.store.add(record, points, attempts=attempts)
+        self._outcomes.forget(record["result"])
+        self._learn(record)
+
+    def _learn(self, record: Record) -> None:
         self._known[record["key"]] = record
-        if record["status"] != "failed":
-            self._by_result.setdefault(record["result"], record)
+        by_result = self._failed if record["status"] == "failed" else self._by_result
+        by_result.setdefault(record["result"], record)
 
     def _deliver(self, job: _Job, record: Record) -> None:
         for ask, group, place in job.wanted:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from mutransfer.errors import InputError
 
 Send = Callable[[Any], None]
 Function = Callable[..., Any]
@@ -29,6 +32,11 @@ class Executor(Protocol):
         """How many jobs run at once."""
         ...
 
+    @property
+    def queue(self) -> int:
+        """How many jobs to submit at once: more than `count` only where others decide when jobs start."""
+        ...
+
     def submit(self, job: str, function: Function, *arguments: Any) -> None:
         """Queue `function(*arguments, send)` under the name `job`, which is not under way."""
         ...
@@ -40,3 +48,15 @@ class Executor(Protocol):
     def close(self) -> None:
         """Stop everything at once."""
         ...
+
+
+def answer(function: Function, arguments: tuple[Any, ...], send: Send) -> tuple[Literal["done", "error"], Any]:
+    """Call a job's function: ("done", result) or ("error", an exception that surely travels between processes)."""
+    try:
+        result = function(*arguments, send)
+        pickle.dumps(result)
+        return "done", result
+    except InputError as error:
+        return "error", InputError(str(error))
+    except Exception as error:
+        return "error", RuntimeError(f"{type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 from mutransfer.errors import InputError
 
 FILE = "runs.sqlite"
+VERSION = 1
+"""Of the tables below, kept in the file's `user_version`."""
 STATUSES = ("finished", "diverged", "stopped", "failed")
 """finished: it has a loss · diverged: its loss was not finite · stopped: given up as hopeless · failed: an error ended it."""
 
@@ -53,15 +56,63 @@ class Store:
         if not create and not self.path.is_file():
             raise InputError(f"{str(folder)!r} holds no sweep (no {FILE} in it): give the folder of a sweep's --out")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            with contextlib.closing(self._db.execute("PRAGMA journal_mode=WAL")):
-                pass
-            # FULL: a finished run survives a power cut, too; one fsync per run is nothing beside the run
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
+            if create:
+                folder.mkdir(parents=True, exist_ok=True)
+            self._db = self._open(create)
         except (OSError, sqlite3.Error) as error:
             raise InputError(f"{str(self.path)!r} cannot be used as a store of runs: {error}") from None
+
+    def _open(self, create: bool) -> sqlite3.Connection:
+        try:
+            db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            try:
+                self._prepare(db)
+            except BaseException:
+                db.close()
+                raise
+        except sqlite3.OperationalError:
+            if create or os.access(self.folder, os.W_OK):
+                raise
+            # a reader of a folder that it may not write to: WAL needs two files beside the store even for reading
+            db = self._open_to_read("mode=ro") or self._open_to_read("immutable=1")
+            if db is None:
+                raise
+        return db
+
+    def _open_to_read(self, how: str) -> sqlite3.Connection | None:
+        db = sqlite3.connect(f"{self.path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
+        try:
+            self._check_version(db)
+            db.execute("SELECT 1 FROM runs").fetchone()
+        except sqlite3.OperationalError:
+            db.close()
+            return None
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        self._check_version(db)
+        _patient(db, "PRAGMA journal_mode=WAL")
+        # FULL: a finished run survives a power cut, too; one fsync per run is nothing beside the run
+        db.execute("PRAGMA synchronous=FULL")
+        if self._check_version(db) == VERSION:
+            return
+        _patient(db, "BEGIN IMMEDIATE")
+        for statement in _SCHEMA.split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute("COMMIT")
+
+    def _check_version(self, db: sqlite3.Connection) -> int:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise InputError(
+                f"{str(self.path)!r} was written by a later version of mutransfer (tables of version {version}, this one "
+                f"knows {VERSION}): upgrade mutransfer, or give another folder"
+            )
+        return version
 
     def __enter__(self) -> Store:
         return self
@@ -82,8 +133,8 @@ class Store:
 
     def claim(self, result: str) -> bool:
         """Whether the run of this `result` is now this process's: not ended, and not under way in a living process."""
-        self._hold_lock()
         with self._transaction():
+            self._hold_lock()
             if self._db.execute("SELECT 1 FROM runs WHERE result = ? AND status != 'failed'", (result,)).fetchone():
                 return False
             row = self._db.execute("SELECT owner FROM claims WHERE result = ?", (result,)).fetchone()
@@ -96,10 +147,16 @@ class Store:
         return self.folder / f".claim-{owner}.lock"
 
     def _hold_lock(self) -> None:
-        """A file lock held while this process lives: the system releases it however the process ends."""
-        if self._lock is None:
-            self._lock = self._lock_path(self.owner).open("w")
-            _try_lock(self._lock)
+        """A file lock held while this process lives: the system releases it however the process ends.
+
+        Inside a transaction, so that nobody takes the new file for that of a dead process before it is locked.
+        """
+        if self._lock is not None:
+            return
+        for path in self.folder.glob(".claim-*.lock"):
+            self._alive(path.name.removeprefix(".claim-").removesuffix(".lock"))  # removes those of the dead
+        self._lock = self._lock_path(self.owner).open("w")
+        _try_lock(self._lock)
 
     def _alive(self, owner: str) -> bool:
         try:
@@ -143,26 +200,28 @@ class Store:
 
     def release(self, result: str) -> None:
         """Give a claim back."""
-        self._db.execute("DELETE FROM claims WHERE result = ? AND owner = ?", (result, self.owner))
+        with self._transaction():
+            self._db.execute("DELETE FROM claims WHERE result = ? AND owner = ?", (result, self.owner))
 
     def note(self, name: str, value: Any) -> None:
         """Keep a fact about the sweep (its command, its estimate) under a name."""
-        self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, json.dumps(value)))
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, json.dumps(value)))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def notes(self) -> dict[str, Any]:
         """Every kept fact."""
-        return {name: json.loads(value) for name, value in self._db.execute("SELECT name, value FROM notes")}
+        return {name: json.loads(value) for name, value in self._read("SELECT name, value FROM notes")}
 
     def statuses(self) -> dict[str, str]:
         """key → status of every ended run."""
-        return dict(self._db.execute("SELECT key, status FROM runs").fetchall())
+        return dict(self._read("SELECT key, status FROM runs"))
 
     def find(self, result: str) -> dict[str, Any] | None:
-        """The ended run with this result (not a failed one) as `add` took it, or None."""
-        found = self._records("WHERE result = ? AND status != 'failed'", result)
-        return found[0] if found else None
+        """The ended run with this result as `add` took it, a failed one if there is no other, or None."""
+        found = self._records("WHERE result = ?", result)
+        return min(found, key=lambda record: record["status"] == "failed", default=None)
 
     def rows(self) -> list[dict[str, Any]]:
         """Every ended run as one flat row: key, status, reason, the config's fields, the metrics, cost, provenance.
@@ -176,22 +235,30 @@ class Store:
         return {record["key"]: record for record in self._records()}
 
     def _records(self, where: str = "", *values: str) -> list[dict[str, Any]]:
-        cursor = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM runs {where} ORDER BY rowid", values)
-        records: list[dict[str, Any]] = [dict(zip(_COLUMNS, row, strict=True)) for row in cursor]
+        found = self._read(f"SELECT {', '.join(_COLUMNS)} FROM runs {where} ORDER BY rowid", *values)
+        records: list[dict[str, Any]] = [dict(zip(_COLUMNS, row, strict=True)) for row in found]
         for record in records:
             record |= {name: json.loads(record[name]) for name in ("config", "metrics", "environment")}
         return records
 
     def points(self, keys: Iterable[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         """key → its logged points in order."""
-        wanted = None if keys is None else set(keys)
+        columns = f"SELECT key, {', '.join(_POINT)}, more FROM points"
+        if keys is None:
+            rows = self._read(f"{columns} ORDER BY key, step")
+        else:
+            rows = [row for key in keys for row in self._read(f"{columns} WHERE key = ? ORDER BY step", key)]
         found: dict[str, list[dict[str, Any]]] = {}
-        cursor = self._db.execute(f"SELECT key, {', '.join(_POINT)}, more FROM points ORDER BY key, step")
-        for key, *values, more in cursor:
-            if wanted is None or key in wanted:
-                point = dict(zip(_POINT, values, strict=True))
-                found.setdefault(key, []).append({**point, **(json.loads(more) if more else {})})
+        for key, *values, more in rows:
+            point = dict(zip(_POINT, values, strict=True))
+            found.setdefault(key, []).append({**point, **(json.loads(more) if more else {})})
         return found
+
+    def _read(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise InputError(f"cannot read {str(self.path)!r}: {error}") from None
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -199,13 +266,16 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
+        except (sqlite3.Error, OSError) as error:
+            self._rollback()
             raise InputError(f"cannot write {str(self.path)!r}: {error}") from None
         except BaseException:
-            self._db.execute("ROLLBACK")
+            self._rollback()
             raise
+
+    def _rollback(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("ROLLBACK")
 
 
 _COLUMNS = (
@@ -240,6 +310,19 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
         else:
             out[name] = _cell(value)
     return out
+
+
+def _patient(db: sqlite3.Connection, statement: str) -> None:
+    """Execute what needs the whole file: SQLite's own waiting does not cover the change to WAL."""
+    for _ in range(600):
+        try:
+            db.execute(statement).fetchall()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) and "busy" not in str(error):
+                raise
+            time.sleep(0.1)
+    db.execute(statement).fetchall()
 
 
 def _cell(value: Any) -> Any:

@@ -184,7 +184,7 @@ def _say(text: str) -> None:
 class _Nobody:
     """The executor of a sweep in which nothing is to be done."""
 
-    count = 0
+    count = queue = 0
 
     def submit(self, job: str, function: Any, *arguments: Any) -> None:
         raise AssertionError(job)

@@ -45,7 +45,7 @@ class Wanted:
             key = _hash(config.to_dict())
             return cls(config, key, key)
         fingerprint = data_of(config).fingerprint
-        return cls(config, _hash(config.to_dict(), fingerprint), _hash(_without_base(config).to_dict(), fingerprint))
+        return cls(config, _hash(config.to_dict(), fingerprint), _hash(without_base(config).to_dict(), fingerprint))
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Wanted:
         return flat(self.config.to_dict())
 
 
-def _without_base(config: RunConfig) -> RunConfig:
+def without_base(config: RunConfig) -> RunConfig:
     """The same run without what cannot matter: nothing is scaled at the base's own sizes, and under "sp" nowhere."""
     if config.recipe == "sp" or (config.target == config.base and config.placement == "absorbed"):
         return replace(config, recipe="sp", base={}, mode="exact", placement="absorbed")

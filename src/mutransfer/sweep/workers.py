@@ -9,15 +9,13 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 from collections import deque
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from mutransfer.errors import InputError
-from mutransfer.sweep.executor import Event, Function
+from mutransfer.sweep.executor import Event, Function, answer
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -45,6 +43,11 @@ class Workers:
     @property
     def count(self) -> int:
         """How many processes there are at most."""
+        return self._count
+
+    @property
+    def queue(self) -> int:
+        """A job is taken when a process is free for it, so that other sweeps of the same store find some left."""
         return self._count
 
     @property
@@ -141,6 +144,7 @@ class Workers:
 def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    os.dup2(2, 1)  # what a user's function prints must not mix with the sweep's own output
     import torch
 
     torch.set_num_threads(1)
@@ -149,19 +153,7 @@ def _work(connection: Connection) -> None:
             function, arguments = connection.recv()
         except EOFError:
             return
-        connection.send(_answer(function, arguments, lambda message: connection.send(("message", message))))
-
-
-def _answer(function: Function, arguments: tuple[Any, ...], send: Any) -> tuple[str, Any]:
-    """("done", result) or ("error", an exception that surely travels)."""
-    try:
-        result = function(*arguments, send)
-        pickle.dumps(result)
-        return "done", result
-    except InputError as error:
-        return "error", error
-    except Exception as error:
-        return "error", RuntimeError(f"{type(error).__name__}: {error}")
+        connection.send(answer(function, arguments, lambda message: connection.send(("message", message))))
 
 
 def _die_with_parent() -> None:

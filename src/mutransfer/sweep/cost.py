@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mutransfer.errors import InputError
 from mutransfer.sweep import jobs
 from mutransfer.sweep.executor import Executor
 from mutransfer.sweep.wanted import Call, Wanted, data_of
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _TIMED = 6  # sizes that are timed; the others take the speed of their neighbours
 _BUDGET = 0.3  # seconds for each
+_LOST = 3  # processes that may die meanwhile
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,23 @@ def _speeds(known: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _time(chosen: Mapping[str, RunConfig], executor: Executor, ranks: int) -> dict[str, float]:
     """shape → FLOP/s, all places busy; under "" the matmul FLOP/s of a place. The largest first."""
-    jobs_left: set[str] = set()
-    for shape, config in reversed(list(chosen.items())):
-        executor.submit(f"time {shape}", jobs.step_seconds, config, _BUDGET)
-        jobs_left.add(f"time {shape}")
-    device = next(iter(chosen.values())).device
-    executor.submit("time ", jobs.matmul_flops, device)
-    jobs_left.add("time ")
+    work: dict[str, tuple[Any, ...]] = {
+        f"time {shape}": (jobs.step_seconds, config, _BUDGET) for shape, config in reversed(list(chosen.items()))
+    }
+    work["time "] = (jobs.matmul_flops, next(iter(chosen.values())).device)
+    for job, call in work.items():
+        executor.submit(job, *call)
+    jobs_left, lost = set(work), 0
     found: dict[str, float] = {}
     while jobs_left:
         for event in executor.events():
-            if event.kind in ("error", "lost"):
-                raise event.value if isinstance(event.value, Exception) else RuntimeError(event.value)
+            if event.kind == "error":
+                raise event.value
+            if event.kind == "lost":
+                lost += 1
+                if lost > _LOST:
+                    raise InputError(f"timing a few updates failed: {event.value}")
+                executor.submit(event.job, *work[event.job])
             if event.kind == "done":
                 jobs_left.discard(event.job)
                 shape = event.job.removeprefix("time ")

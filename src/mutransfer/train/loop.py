@@ -34,6 +34,7 @@ from mutransfer.train.checkpoint import (
 )
 from mutransfer.train.config import RunConfig
 from mutransfer.train.flops import flops_per_row
+from mutransfer.train.ranks import Ranks, resolve_device
 from mutransfer.train.result import LogPoint, RunResult
 from mutransfer.train.schedule import make_scheduler, multiplier
 from mutransfer.train.task import Task
@@ -54,19 +55,23 @@ def train(
     With a `folder`, checkpoints and the result are written there, and a run found there is continued exactly (losses
     and weights bit for bit those of an undisturbed run) or, once it has ended, returned without training.
     `resume=False` starts it over. `until` pauses the run after that many updates, with its checkpoint in `folder`: the
-    result says "paused", and a later call goes on exactly. `on_log` is called at every logged update. `plan` and `data` replace those that the
-    config names (to share them between runs). The caller's random generators are left as they were.
+    result says "paused", and a later call goes on exactly. `on_log` is called at every logged update. `plan` and `data` replace those
+    that the config names (to share them between runs). The caller's random generators are left as they were.
+    Under torchrun the ranks share the run: each calls this and gets the result, rank 0 alone logs and writes.
     Raises `InputError` for a config that does not fit its data or this machine, for a damaged checkpoint, and for a
     checkpoint of another config.
     """
     if until is not None and folder is None:
         raise InputError(f"until={until} pauses the run, which needs a folder for its checkpoint: give folder=...")
-    device = resolve_device(config.device)
+    ranks = Ranks.join(config.device)
+    device = ranks.device
     path = None if folder is None else Path(folder) / CHECKPOINT
     saved = load_checkpoint(path) if path is not None and resume and path.exists() else None
     if saved is not None and path is not None:
         refuse_other_config(path, saved["config"], config)
-    task = Task.of(config, device, data)
+    if len(set(ranks.gather(saved and saved["step"]))) > 1:
+        raise InputError(f"folder {folder} holds another checkpoint for each rank: give one that all ranks share")
+    task = Task.of(config, device, data, ranks)
     if saved is not None and saved["data"] != task.data.fingerprint:
         raise InputError(f"data={config.data!r} is not what {path} was trained on: restore it, or give another folder")
     plan = _resolve_plan(config, plan, saved, path)
@@ -75,9 +80,9 @@ def train(
         run = Run(config, plan, task, device, path)
         if saved is not None:
             run.restore(saved)
-        if folder is not None:  # only now: bad input leaves no folder behind
+        if folder is not None and ranks.main:  # only now: bad input leaves no folder behind
             _make_folder(Path(folder))
-        return run.finish(on_log, until)
+        return run.finish(on_log if ranks.main else None, until)
     finally:
         set_rng_state(callers, device)
 
@@ -92,24 +97,6 @@ def load_run(folder: Path, device: str = "cpu") -> tuple[RunConfig, nn.Module, P
     return config, model.to(resolve_device(device)).eval(), plan
 
 
-def resolve_device(name: str) -> torch.device:
-    """The torch device of "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:N" or "mps".
-
-    Raises `InputError` for a device that this machine lacks.
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    device = torch.device(name)
-    if (device.type == "cuda" and not cuda) or (device.type == "mps" and not mps):
-        raise InputError(f"device={name!r} is not available on this machine: write device='cpu' or device='auto'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device={name!r}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from cuda:0"
-        )
-    return device
-
-
 class Run:
     """A run in progress: its model, optimizer and record, advanced one `update` at a time.
 
@@ -118,11 +105,13 @@ class Run:
 
     def __init__(self, config: RunConfig, plan: Plan, task: Task, device: torch.device, path: Path | None) -> None:
         self.config, self.plan, self.task, self.device, self.path = config, plan, task, device, path
+        self.ranks = task.ranks
         torch.manual_seed(config.seed)
         model = config.make_model()  # drawn on the CPU: every device starts from the same weights
         plan.initialize(model, seed=config.seed)
         plan.attach(model)
         self.model = model.to(device).train()
+        self.network = self.ranks.wrap(self.model)
         self.optimizer: Optimizer = _make_optimizer(config, plan, self.model)
         self.curve = {
             "steps": config.steps,
@@ -134,7 +123,7 @@ class Run:
         self.scheduler = make_scheduler(self.optimizer, **self.curve)
         plan.verify(self.optimizer, self.model)
         # the stream that dropout draws from must not depend on how many numbers the initialisation took
-        torch.manual_seed(config.seed + 1)
+        torch.manual_seed(self.ranks.seed(config.seed + 1))
         self.step = 0
         self.status, self.reason, self.diverged_at = "running", None, None
         self.losses: list[float] = []
@@ -148,7 +137,9 @@ class Run:
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
-        set_rng_state(saved["rng"], self.device)
+        streams = [saved["rng"], *saved.get("rng_others", ())]
+        if self.ranks.rank < len(streams):  # a rank that the checkpoint does not know keeps its own stream's start
+            set_rng_state(streams[self.ranks.rank], self.device)
         self.losses = saved["losses"].tolist()
         self.points = [LogPoint(**point) for point in saved["points"]]
         for name in ("step", "status", "reason", "diverged_at", "val_loss", "seconds"):
@@ -162,9 +153,10 @@ class Run:
             self._loop(on_log, end)
             self._save()
         result = self._result()
-        if self.path is not None and self.status != "running":
+        if self.path is not None and self.status != "running" and self.ranks.main:
             text = json.dumps(result.to_dict(), allow_nan=False).encode()
             write_atomic(self.path.with_name(RESULT), lambda file: file.write(text))
+        self.ranks.gather(None)  # no rank goes on before the files are there for all
         return result
 
     def _loop(self, on_log: Callable[[LogPoint], None] | None, end: int) -> None:
@@ -199,10 +191,12 @@ class Run:
         """Update number `step` (0-based): the mean gradient of the whole batch, in equal micro-batches."""
         config = self.config
         x, y = self.task.batch(step)
+        count = self.task.micro_batches
         total: Tensor | None = None
-        for rows, labels in zip(x.chunk(config.accumulation), y.chunk(config.accumulation), strict=True):
-            loss = self._loss(rows, labels) / config.accumulation
-            loss.backward()
+        for i, (rows, labels) in enumerate(zip(x.chunk(count), y.chunk(count), strict=True)):
+            with self.ranks.accumulate(self.network, last=i == count - 1):
+                loss = self._loss(self.network, rows, labels) / count
+                loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         self.pending.append(total)
@@ -212,10 +206,10 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy in nats, in float32 whatever the matrix products use."""
         with self._autocast():
-            logits = self.model(x)
+            logits = network(x)
         return F.cross_entropy(logits.flatten(0, -2).float(), y.flatten())
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -233,8 +227,11 @@ class Run:
         return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
     def _fetch(self) -> bool:
-        """Bring the pending losses to the host; False, and the run is diverged, when one of them is not finite."""
-        fetched = torch.stack(self.pending).tolist() if self.pending else []
+        """Bring the pending losses to the host; False, and the run is diverged, when one of them is not finite.
+
+        Every rank sees the same means, so that all of them stop at the same update.
+        """
+        fetched = self.ranks.mean(torch.stack(self.pending)).tolist() if self.pending else []
         self.pending = []
         for loss in fetched:
             self.losses.append(loss)
@@ -251,10 +248,18 @@ class Run:
     def _validate(self) -> float:
         """Mean loss over the validation batches in eval mode; touches neither the weights nor the generators."""
         self.model.eval()
-        losses = [self._loss(x, y) for x, y in self.task.validation()]
+        losses = [self._mean_loss(x, y) for x, y in self.task.validation()]
         self.model.train()
-        self.val_loss = torch.stack(losses).cpu().double().mean().item()
-        return self.val_loss
+        own = torch.stack(losses).cpu().double() if losses else torch.zeros(0, dtype=torch.float64)
+        total, count = self.ranks.sum(torch.stack([own.sum(), own.new_tensor(len(own))])).tolist()
+        self.val_loss = mean = total / count
+        return mean
+
+    def _mean_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of a validation batch, no more rows at once than a micro-batch has: no more memory than training."""
+        rows = self.task.micro_rows
+        parts = zip(x.split(rows), y.split(rows), strict=True)
+        return torch.stack([self._loss(self.model, *part) * (len(part[0]) / len(x)) for part in parts]).sum()
 
     def _log(self, norm: Tensor | None, val_loss: float | None, on_log: Callable[[LogPoint], None] | None) -> None:
         config = self.config
@@ -274,13 +279,17 @@ class Run:
     def _save(self) -> None:
         if self.path is None:
             return
+        rng, *others = self.ranks.gather(rng_state(self.device))
+        if not self.ranks.main:
+            return
         state = {
             "plan": self.plan.to_dict(),
             "data": self.task.data.fingerprint,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "rng": rng_state(self.device),
+            "rng": rng,
+            "rng_others": others,
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "points": [asdict(point) for point in self.points],
         }

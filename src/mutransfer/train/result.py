@@ -45,6 +45,10 @@ class RunResult:
     seconds: float
     params: int
 
+    def summary(self) -> dict[str, Any]:
+        """The numbers and words of the outcome by name, without the loss curve."""
+        return {name: value for name, value in asdict(self).items() if name not in ("losses", "points")}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; a number that is not finite becomes None (`status` says why)."""
         return _finite_or_none(asdict(self))

@@ -1,7 +1,8 @@
 """What a run learns from: the batch of every update and the validation batches, checked against the model."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from mutransfer.data import Data, ImageData, TableData, TextData, load
 from mutransfer.errors import InputError
 from mutransfer.models import GPTConfig, MLPConfig, ResNetConfig
 from mutransfer.train.config import RunConfig
+from mutransfer.train.ranks import Ranks
 
 Batch = tuple[Tensor, Tensor]
 
@@ -22,35 +24,53 @@ class Task:
     config: RunConfig
     data: Data
     device: torch.device
+    ranks: Ranks = field(default_factory=Ranks)
 
     @classmethod
-    def of(cls, config: RunConfig, device: torch.device, data: Data | None = None) -> "Task":
+    def of(
+        cls, config: RunConfig, device: torch.device, data: Data | None = None, ranks: Ranks | None = None
+    ) -> "Task":
         """The task that `config` names, or the same with `data` in place of the data set that it names.
 
-        Raises `InputError` when the data does not fit the model: another vocabulary, number of features or of classes.
+        With `ranks`, the share of one of them. Raises `InputError` when the data does not fit the model (another vocabulary,
+        number of features or of classes), or the batch does not divide among the ranks.
         """
+        ranks = ranks or Ranks()
+        ranks.micro_batches(config.batch, config.accumulation)
         if data is None:
             model = config.model
             context, vocab = (model.context, model.vocab_size) if isinstance(model, GPTConfig) else (None, None)
             stated = vocab if _needs_vocabulary(Path(config.data)) else None
             data = load(config.data, tokenizer=config.tokenizer, context=context, vocab_size=stated)
         _check_fit(config, data)
-        return cls(config, data, device)
+        return cls(config, data, device, ranks)
 
     def batch(self, step: int) -> Batch:
-        """Inputs and labels of update number `step` (0-based): all `batch` rows of it, on the device."""
-        config, data = self.config, self.data
+        """Inputs and labels of update number `step` (0-based), on the device: all its rows, or this rank's share."""
+        config, data, rank, size = self.config, self.data, self.ranks.rank, self.ranks.size
         if isinstance(data, TextData):
-            return data.batch(step, config.seed, config.batch, _context(config), self.device)
-        return data.batch(step, config.seed, config.batch, self.device)
+            return data.batch(step, config.seed, config.batch, _context(config), self.device, rank, size)
+        return data.batch(step, config.seed, config.batch, self.device, rank, size)
+
+    @property
+    def micro_batches(self) -> int:
+        """How many micro-batches `batch` is computed in."""
+        return self.ranks.micro_batches(self.config.batch, self.config.accumulation)
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of a micro-batch."""
+        return self.config.batch // (self.ranks.size * self.micro_batches)
 
     def validation(self) -> Iterator[Batch]:
-        """The same validation batches every time, of a micro-batch's rows: no more memory than training needs."""
+        """The same validation batches every time, every so many of them for each rank."""
         config, data = self.config, self.data
         rows, count = config.batch // config.accumulation, config.val_batches * config.accumulation
         if isinstance(data, TextData):
-            return data.val_batches(rows, _context(config), count, self.device)
-        return data.val_batches(rows, count, self.device)
+            batches = data.val_batches(rows, _context(config), count, self.device)
+        else:
+            batches = data.val_batches(rows, count, self.device)
+        return islice(batches, self.ranks.rank, None, self.ranks.size)
 
     @property
     def tokens_per_row(self) -> int:

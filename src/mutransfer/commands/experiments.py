@@ -18,6 +18,7 @@ class Experiments:
     Examples:
       mutransfer experiments
       mutransfer experiments coord-ladder --size small --out ladder
+      mutransfer experiments nanogpt-lr --size small --out nanogpt --yes
     """
 
     summary: ClassVar[str] = "list the published experiments, or run one"
@@ -27,7 +28,13 @@ class Experiments:
     size: Annotated[str, arg(metavar="SIZE")] = "small"
     """small or paper."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Report, pictures and rows go there; needed to run one."""
+    """Report, pictures and rows go there; needed to run one. Runs found there are kept: the same command continues."""
+    executor: Annotated[str, arg(metavar="KIND")] = "local"
+    """How runs of a sweep are made: local, ray or slurm."""
+    workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Runs at once; by default one per core."""
+    yes: bool = False
+    """Start a sweep that takes longer than ten minutes without asking."""
     json: bool = False
     """Print the list, or the outcome, as JSON."""
 
@@ -50,7 +57,11 @@ class Experiments:
             raise InputError(f"there is no experiment {self.name!r}: {close_name(self.name, tuple(EXPERIMENTS))}")
         if self.out is None:
             raise InputError(f"experiment {self.name!r} writes a report: give --out FOLDER")
-        outcome = EXPERIMENTS[self.name].run(self.size, require_folder(self.out))
+        from mutransfer.sweep import Options
+
+        outcome = EXPERIMENTS[self.name].run(
+            self.size, require_folder(self.out), Options(self.executor, self.workers, yes=self.yes)
+        )
         if self.json:
             show_json(outcome)
         else:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mutransfer.check import CheckReport
+    from mutransfer.sweep import Options
 
 RUNGS = ("SP", "+ hidden init", "+ hidden LR", "+ logits 1/√N", "+ logits 1/N", "+ attention 1/d (μP)")
 PANELS = {"embedding": "wte", "attention": "blocks.1.attn", "MLP": "blocks.1.mlp", "logits": "head"}
@@ -77,7 +78,7 @@ def build(rung: int, width: int, setting: Config, vocab_size: int) -> tuple[nn.M
     return model, torch.optim.AdamW(groups, lr=setting.lr, betas=(0.9, 0.95), eps=1e-12, weight_decay=decay)
 
 
-def run(size: str, out: Path) -> dict[str, Any]:
+def run(size: str, out: Path, options: Options) -> dict[str, Any]:
     """Six coordinate checks; `ladder.json`, `ladder.png` and `report.html` in `out`. Exit code 0 when μP passes and SP does not."""
     from mutransfer.check import coord_check
     from mutransfer.commands.output import Progress, finite

@@ -12,6 +12,9 @@ from mutransfer.errors import InputError
 
 M = TypeVar("M")
 
+LATER = {"later": True}
+"""Metadata of a field that was added later: at its default it is left out of a run's JSON, so that runs stored before keep their keys."""
+
 
 def check_whole(config: object, *names: str, least: int = 1) -> None:
     """Each named field is a whole number of at least `least`, stored as int; raises `InputError` otherwise."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mutransfer.errors import InputError
-from mutransfer.models.config import check_choice, check_flag, check_number, check_whole, factory
+from mutransfer.models.config import LATER, check_choice, check_flag, check_number, check_whole, factory
 from mutransfer.models.layers import ACTIVATIONS, Embedding, Linear, norm_layer
 
 Norm = Literal["layernorm", "rmsnorm", "none"]
@@ -49,6 +49,10 @@ class GPTConfig:
     init_std: float = 0.02
     residual_init: ResidualInit = "plain"  # "scaled": the last Linear of a branch at init_std / √(2·depth), as GPT-2
     zero_init: tuple[ZeroInit, ...] = ()
+    embedding_multiplier: float = field(
+        default=1.0, metadata=LATER
+    )  # of what enters the first block, positions included
+    logit_multiplier: float = field(default=1.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         check_whole(self, "vocab_size", "context", "width", "depth", "head_size")
@@ -58,6 +62,11 @@ class GPTConfig:
         check_number(self, "mlp_ratio", 0.0)
         check_number(self, "dropout", 0.0, below=1.0)
         check_number(self, "init_std", 0.0)
+        for name in ("embedding_multiplier", "logit_multiplier"):
+            check_number(self, name, 0.0)
+            if getattr(self, name) == 0:
+                raise InputError(f"{name}=0 leaves nothing to learn from: write a number above 0")
+            object.__setattr__(self, name, float(getattr(self, name)))  # 5 and 5.0 are one model
         check_flag(self, "norm_gain", "bias", "tied", "qk_norm")
         check_choice("norm", self.norm, get_args(Norm))
         check_choice("positions", self.positions, get_args(Positions))
@@ -249,10 +258,13 @@ class GPT(nn.Module):
             x = x + self.wpe(torch.arange(idx.shape[1], device=idx.device))
         elif self.config.positions == "rotary":
             rotation = rotary_angles(idx.shape[1], self.config.head_width, idx.device)
+        if self.config.embedding_multiplier != 1.0:
+            x = x * self.config.embedding_multiplier
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x, rotation)
-        return self.head(self.norm_f(x))
+        logits = self.head(self.norm_f(x))
+        return logits if self.config.logit_multiplier == 1.0 else logits * self.config.logit_multiplier
 
 
 def rotary_angles(length: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -175,7 +175,11 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the model's fields are under "model" together with its "kind"."""
         out = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-        model = {f.name: _plain(getattr(self.model, f.name), f.default) for f in fields(self.model)}
+        model = {
+            f.name: _plain(getattr(self.model, f.name), f.default)
+            for f in fields(self.model)
+            if not (f.metadata.get("later") and getattr(self.model, f.name) == f.default)
+        }
         out["model"] = {"kind": self.model_kind, **model}
         return out
 

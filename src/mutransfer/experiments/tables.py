@@ -1,0 +1,38 @@
+"""An MLP on tables: SP against μP under SGD and AdamW, over eight times the width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mutransfer.experiments.grid import Grid, Variant, powers
+from mutransfer.experiments.transfer import experiment
+
+
+def config(size: str) -> Grid:
+    """Covertype, 2,000 updates of 256 rows; small: the digits as a table, two epochs, before the loss reaches zero."""
+    small = size == "small"
+    run: dict[str, Any] = {
+        "kind": "mlp", "depth": 3, "weight_decay": 0.0, "schedule": "constant", "clip": None, "momentum": 0.0, "val_batches": 8,
+    }  # fmt: skip
+    if small:
+        run |= {"data": "digits", "batch": 16, "steps": 90, "warmup": 0, "device": "cpu", "log_every": 10}
+        sgd, adamw, sizes = powers(-7, 1), powers(-13, -4), (32, 64, 128, 256)
+    else:
+        run |= {"data": "covertype", "batch": 256, "steps": 2000, "warmup": 0}
+        sgd, adamw, sizes = powers(-8, 2), powers(-15, -5), (128, 256, 512, 1024)
+    return Grid(run, sizes, (0, 1, 2), optimizers_and_recipes(sgd, adamw), judged=("SGD, μP", "AdamW, μP"), metrics=("mean_loss", "val_loss"))  # fmt: skip
+
+
+def optimizers_and_recipes(sgd: tuple[float, ...], adamw: tuple[float, ...]) -> tuple[Variant, ...]:
+    """SP and μP under SGD and AdamW, each optimizer with its own learning rates."""
+    return tuple(
+        Variant(f"{title}, {name}", {"optimizer": optimizer, "recipe": recipe}, lrs)
+        for title, optimizer, lrs in (("SGD", "sgd", sgd), ("AdamW", "adamw", adamw))
+        for name, recipe in (("SP", "sp"), ("μP", "mup"))
+    )
+
+
+TABLES = experiment(
+    "mlp-tables", "learning-rate transfer of an MLP on tables, SGD and AdamW, SP and μP", "2203.03466 (MLP on images)", config,
+    "the MLP of 2203.03466 (figure 3): under SP the best learning rate falls with width, under μP it stays.",
+)  # fmt: skip

@@ -14,6 +14,7 @@ from mutransfer.commands.export import Export
 from mutransfer.commands.generate import Generate
 from mutransfer.commands.plan import Plan
 from mutransfer.commands.quickstart import Quickstart
+from mutransfer.commands.report import Report
 from mutransfer.commands.sweep import Sweep
 from mutransfer.commands.train import Train
 from mutransfer.commands.verdict import Verdict
@@ -26,6 +27,7 @@ COMMANDS = {
     "sweep": Sweep,
     "export": Export,
     "verdict": Verdict,
+    "report": Report,
     "generate": Generate,
     "data": Data,
     "data list": List,
@@ -40,6 +42,7 @@ Command = (
     | Annotated[Sweep, subcommand("sweep", description=Sweep.summary)]
     | Annotated[Export, subcommand("export", description=Export.summary)]
     | Annotated[Verdict, subcommand("verdict", description=Verdict.summary)]
+    | Annotated[Report, subcommand("report", description=Report.summary)]
     | Annotated[Generate, subcommand("generate", description=Generate.summary)]
     | Annotated[Data, subcommand("data", description=Data.summary)]
     | Annotated[Experiments, subcommand("experiments", description=Experiments.summary)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from mutransfer.files import write_whole
 from mutransfer.report.provenance import Provenance
 
+DPI = 130  # of the pictures
 # verdict → the class of its badge: how good the news is
 _MOOD = {
     "PASS": "good", "HOLDS": "good", "FAIL": "bad", "DRIFTS": "bad", "INCONCLUSIVE": "unclear",
@@ -29,12 +30,27 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A verdict in a frame of its own: what it is about, the verdict (or none), and its sentences, the first one first."""
+
+    title: str
+    verdict: str
+    lines: tuple[str, ...]
+
+    @property
+    def mood(self) -> str:
+        """The badge's class: good, bad or unclear."""
+        return _MOOD.get(self.verdict, "unclear")
+
+
+@dataclass(frozen=True)
 class Section:
-    """One part of a page: a heading with an optional verdict, paragraphs, pictures (PNG bytes, description), tables, fixed text."""
+    """One part of a page: a heading with an optional verdict, answers, paragraphs, pictures (PNG bytes, description), tables, fixed text."""
 
     title: str
     verdict: str = ""
     paragraphs: tuple[str, ...] = ()
+    answers: tuple[Answer, ...] = ()
     pictures: tuple[tuple[bytes, str], ...] = ()
     tables: tuple[Table, ...] = ()
     fixed: str = ""
@@ -47,9 +63,14 @@ class Section:
         return _MOOD.get(self.verdict, "unclear")
 
     @property
-    def images(self) -> list[tuple[str, str]]:
-        """(data URI, description) of each picture."""
-        return [(f"data:image/png;base64,{base64.b64encode(data).decode()}", alt) for data, alt in self.pictures]
+    def images(self) -> list[tuple[str, str, int | None]]:
+        """(data URI, description, width on the page in pixels) of each picture."""
+        return [(f"data:image/png;base64,{base64.b64encode(data).decode()}", alt, _width(data)) for data, alt in self.pictures]  # fmt: skip
+
+
+def _width(png: bytes) -> int | None:
+    """A picture of 7 inches fills 7 inches of the page: its letters have one size in all pictures. None for what is no PNG."""
+    return int.from_bytes(png[16:20], "big") * 96 // DPI if png[12:16] == b"IHDR" else None
 
 
 def render(title: str, sections: Sequence[Section], provenance: Provenance) -> str:

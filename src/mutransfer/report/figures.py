@@ -1,0 +1,237 @@
+"""The pictures of a sweep's report, each as bytes of a format: PNG, SVG or PDF."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mutransfer.report.html import DPI
+from mutransfer.report.judged import Judged
+from mutransfer.report.runs import METRICS, Comparison, Layout, Run, shown, shown_lr
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg", "pdf")
+_ROW = 2  # verdicts side by side
+_COLUMNS = 5  # small panels side by side
+_HEAD, _FOOT, _LEFT = 0.32, 0.5, 0.65  # inches about the panels
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture by name, what it shows, and how to draw it in a format."""
+
+    name: str
+    alt: str
+    draw: Callable[[str], bytes]
+
+
+def valleys(judged: Judged) -> list[Drawing]:
+    """Loss against LR, SP beside μP; two panels a picture."""
+    from mutransfer.verdict.figure import draw_curves
+
+    labels, made = list(judged.verdicts), []
+    # a panel alone is drawn larger: three are better two and one than one and two
+    for i in range(0, len(labels), _ROW):
+        part = {label: judged.verdicts[label] for label in labels[i : i + _ROW]}
+        name = f"valleys-{judged.comparison.name}" + (f"-{i // _ROW + 1}" if len(labels) > _ROW else "")
+        alt = f"Loss against log2 learning rate, one curve per {judged.comparison.axis}: {', '.join(part)}. Large dots with bars: the optima and their intervals; crosses: diverged; dotted: the smallest size's optimum"
+        made.append(Drawing(name, alt, lambda format, part=part: draw_curves(part, format)))
+    return made
+
+
+def drift(judged: Judged) -> list[Drawing]:
+    """The optimum against size, a line per group."""
+    from mutransfer.verdict.figure import draw_drift
+
+    if not judged.verdicts:
+        return []
+    alt = (
+        f"Log2 of the best learning rate against {judged.comparison.axis}, with intervals, one line per parametrization"
+    )
+    return [Drawing(f"drift-{judged.comparison.name}", alt, lambda format: draw_drift(judged.verdicts, format))]
+
+
+def best_curves(layout: Layout, comparison: Comparison) -> list[Drawing]:
+    """Loss against step at every size's best LR of the grid, a panel per group."""
+    if not any(layout.sweep.points.get(run.key) for runs in comparison.groups.values() for run in runs):
+        return []
+    alt = f"Loss against step at the best learning rate, one curve per {comparison.axis or 'size'}, mean over the seeds"
+    return [Drawing(f"loss-{comparison.name}", alt, lambda format: _draw_best(layout, comparison, format))]
+
+
+def all_curves(layout: Layout, comparison: Comparison) -> list[Drawing]:
+    """Loss against step at every LR: a picture per group, a panel per size."""
+    made = []
+    for number, (label, runs) in enumerate(comparison.groups.items()):
+        if not any(layout.sweep.points.get(run.key) for run in runs):
+            continue
+        alt = f"{label}: loss against step at every learning rate, a panel per {comparison.axis or 'size'}; crosses: diverged there"
+        name = f"loss-every-lr-{comparison.name}-{number + 1}"
+        made.append(Drawing(name, alt, lambda format, label=label, runs=runs: _draw_all(layout, comparison, label, runs, format)))  # fmt: skip
+    return made
+
+
+def _draw_best(layout: Layout, comparison: Comparison, format: str) -> bytes:
+    groups = comparison.groups
+    figure, panels = _panels(len(groups), 2 if len(groups) <= 4 else 3, 5.4 if len(groups) <= 4 else 3.7, 3.4)
+    sizes = sorted({run.fields.get(comparison.axis, 0) for runs in groups.values() for run in runs})
+    colours = dict(zip(sizes, _colours(len(sizes), "viridis"), strict=True))
+    drawn: list[Curve] = []
+    for axes, (label, runs) in zip(panels, groups.items(), strict=False):
+        for size, same in _split(runs, lambda run: run.fields.get(comparison.axis, 0)).items():
+            rate, chosen = _best(layout, same)
+            if not chosen:
+                continue
+            curve, gone = _mean_curve(layout, chosen)
+            name = f"{comparison.axis} {shown(size)}" if comparison.axis else ""
+            axes.plot(*curve, color=colours[size], lw=1.4, label=f"{name}, {_tex(rate)}".strip(", "))
+            _crosses(axes, gone, colours[size])
+            drawn.append(curve)
+        axes.set_title(label, fontsize=11, fontweight="bold")
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
+    _frame(panels, drawn, layout)
+    return _bytes(figure, format)
+
+
+def _draw_all(layout: Layout, comparison: Comparison, label: str, runs: Sequence[Run], format: str) -> bytes:
+    cells = _split(runs, lambda run: run.fields.get(comparison.axis, 0))
+    figure, panels = _panels(len(cells), _COLUMNS, 11 / min(max(len(cells), 3), _COLUMNS), 2.4, 0.3)
+    rates = sorted({_rate(layout, run) for run in runs})
+    colours = dict(zip(rates, _colours(len(rates), "plasma"), strict=True))
+    best: list[Curve] = []
+    for axes, (size, same) in zip(panels, cells.items(), strict=False):
+        top, _ = _best(layout, same)
+        for rate, chosen in _split(same, lambda run: _rate(layout, run)).items():
+            curve, gone = _mean_curve(layout, chosen)
+            first = rate == top
+            if len(curve[0]):
+                axes.plot(*curve, color=colours[rate], lw=2.2 if first else 0.9, zorder=3 if first else 2)
+            _crosses(axes, gone, colours[rate])
+            if first:
+                best.append(curve)
+        title = f"{comparison.axis} {shown(size)}" if comparison.axis else label
+        axes.set_title(f"{title}, best {_tex(top)}" if not math.isnan(top) else title, fontsize=10)
+    _frame(panels, best, layout)
+    from matplotlib.lines import Line2D
+
+    few = rates[:: 1 + (len(rates) - 1) // 16]
+    handles = [Line2D([], [], color=colours[rate], lw=2) for rate in few]
+    figure.legend(handles, [_tex(rate) for rate in few], loc="lower center", ncols=len(few), frameon=False, fontsize=8,
+                  handlelength=1.2, columnspacing=1.0)  # fmt: skip
+    figure.text(0.01, 0.985, label, fontsize=11, fontweight="bold", va="top")
+    return _bytes(figure, format)
+
+
+def _split(runs: Iterable[Run], of: Callable[[Run], Any]) -> dict[Any, list[Run]]:
+    found: dict[Any, list[Run]] = {}
+    for run in runs:
+        found.setdefault(of(run), []).append(run)
+    return {value: found[value] for value in sorted(found)}
+
+
+def _rate(layout: Layout, run: Run) -> float:
+    value = run.fields.get(layout.lr) if layout.lr else None
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _best(layout: Layout, runs: Sequence[Run]) -> tuple[float, list[Run]]:
+    """The LR of the grid with the lowest mean loss among those at which every run finished; and its runs."""
+    found = {}
+    for rate, same in _split(runs, lambda run: _rate(layout, run)).items():
+        losses = [run.metric(layout.metric) for run in same if run.status != "failed"]
+        if losses and all(loss is not None for loss in losses):
+            found[rate] = float(np.mean([loss for loss in losses if loss is not None])), same
+    if not found:
+        return math.nan, []
+    rate = min(found, key=lambda rate: found[rate][0])
+    return rate, [run for run in found[rate][1] if run.status != "failed"]
+
+
+def _mean_curve(layout: Layout, runs: Sequence[Run]) -> tuple[Curve, list[tuple[float, float]]]:
+    """Mean over the runs at each step that most of them logged, and (step, last loss) of those that diverged."""
+    sums: dict[int, list[float]] = {}
+    gone, kept = [], 0
+    for run in runs:
+        points = [(p["step"], p["loss"]) for p in layout.sweep.points.get(run.key, ()) if p.get("loss") is not None]
+        kept += bool(points)
+        for step, loss in points:
+            sums.setdefault(step, []).append(loss)
+        if run.status == "diverged":
+            at = run.record["metrics"].get("diverged_at") or (points[-1][0] if points else 0)
+            gone.append((float(at), points[-1][1] if points else math.inf))
+    steps = [step for step in sorted(sums) if 2 * len(sums[step]) >= kept]
+    return (np.array(steps, float), np.array([np.mean(sums[step]) for step in steps])), gone
+
+
+def _crosses(axes: Axes, gone: Sequence[tuple[float, float]], colour: Any) -> None:
+    """On the picture's upper edge, at the step of divergence."""
+    if gone:
+        axes.plot([step for step, _ in gone], [0.97] * len(gone), "x", color=colour, ms=5, mew=1.4, transform=axes.get_xaxis_transform(), zorder=4)  # fmt: skip
+
+
+def _frame(panels: Sequence[Axes], best: Sequence[Curve], layout: Layout) -> None:
+    """The range that the best curves cover after a twentieth of the run: the start and what diverges must not squeeze it."""
+    low, high = math.inf, -math.inf
+    for steps, losses in best:
+        settled = losses[steps >= 0.05 * steps[-1]] if len(steps) else losses
+        if len(settled):
+            low, high = min(low, float(settled.min())), max(high, float(settled.max()))
+    for i, axes in enumerate(panels):
+        place = axes.get_subplotspec()
+        if low < high:
+            axes.set_ylim(low - 0.05 * (high - low), high + 0.08 * (high - low))
+        axes.grid(alpha=0.25, lw=0.5)
+        axes.tick_params(labelsize=8)
+        if place is None or i + place.get_gridspec().ncols >= len(panels):
+            axes.set_xlabel("step", fontsize=9)
+        if place is None or place.is_first_col():
+            axes.set_ylabel("training loss" if layout.metric in METRICS else "loss", fontsize=9)
+
+
+def _panels(count: int, most: int, width: float, height: float, below: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """Panels in rows of nearly equal length, at places of our own: solving for them takes half of the drawing time."""
+    from matplotlib.figure import Figure
+
+    down = -(-count // most)
+    across = -(-count // down)
+    wide, high = width * across, (height + _HEAD) * down + _FOOT + below
+    figure = Figure(figsize=(wide, high))
+    every = figure.subplots(down, across, sharey=True, sharex=True, squeeze=False).ravel()
+    figure.subplots_adjust(
+        left=_LEFT / wide, right=1 - 0.15 / wide, top=1 - _HEAD / high, bottom=(_FOOT + below) / high,
+        wspace=0.06, hspace=(_HEAD + 0.05) / height,
+    )  # fmt: skip
+    for i, axes in enumerate(every):
+        axes.set_visible(i < count)
+        axes.xaxis.set_tick_params(labelbottom=i + across >= count)  # nothing below it
+    return figure, list(every[:count])
+
+
+def _colours(count: int, name: str) -> list[Any]:
+    from matplotlib import colormaps
+
+    return [colormaps[name](0.05 + 0.8 * i / max(1, count - 1)) for i in range(count)]
+
+
+def _tex(rate: float) -> str:
+    text = shown_lr(rate)
+    return f"$2^{{{text[2:]}}}$" if text.startswith("2^") else text
+
+
+def _bytes(figure: Figure, format: str) -> bytes:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    still: Mapping[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
+    with matplotlib.rc_context({"svg.hashsalt": "mutransfer"}):  # the same runs, the same bytes
+        figure.savefig(buffer, format=format, dpi=DPI, metadata=dict(still))
+    return buffer.getvalue()

@@ -1,0 +1,180 @@
+"""The verdict on every group of a comparison, and its sentences and tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mutransfer.errors import InputError
+from mutransfer.report.html import Answer, Table
+from mutransfer.report.runs import Comparison, Layout, Run, shown_lr
+
+if TYPE_CHECKING:
+    from mutransfer.verdict import Estimate, Verdict
+
+_MOST_RUNS = 6  # groups of runs named in a sentence
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A comparison with the verdict of every group, or why there is none."""
+
+    comparison: Comparison
+    verdicts: Mapping[str, Verdict]
+    refused: Mapping[str, str]
+
+
+def judge(layout: Layout, comparison: Comparison) -> Judged:
+    """One verdict per group; a group that cannot be judged (one size, one LR) has the reason instead."""
+    from mutransfer.verdict import transfer_verdict
+
+    verdicts, refused = {}, {}
+    for label, runs in comparison.groups.items():
+        if layout.lr is None or not comparison.axis:
+            refused[label] = f"the runs have no {'learning rate' if layout.lr is None else 'size'}"
+            continue
+        mixed = [name for name in comparison.mixed if len({repr(run.fields.get(name)) for run in runs}) > 1]
+        if mixed:
+            refused[label] = f"{', '.join(mixed)} varies among these runs: write --by {' '.join((*layout.by, *mixed))}"
+            continue
+        columns = {"size": comparison.axis, "lr": layout.lr, "loss": layout.metric}
+        rows = [_row(layout, comparison.axis, run) for run in runs]
+        try:
+            verdicts[label] = transfer_verdict(rows, seed=layout.seed, **columns)
+        except InputError as error:
+            refused[label] = str(error)
+    return Judged(comparison, verdicts, refused)
+
+
+def _row(layout: Layout, axis: str, run: Run) -> dict[str, Any]:
+    assert layout.lr is not None
+    row = {axis: run.fields.get(axis), layout.lr: run.fields.get(layout.lr), "status": run.status}
+    if layout.seed is not None:
+        row[layout.seed] = run.fields.get(layout.seed)
+    return {**row, layout.metric: run.metric(layout.metric)}
+
+
+def answers(judged: Judged, several: bool) -> list[Answer]:
+    """One per group: what was decided, and what to do."""
+    found = []
+    for label in judged.comparison.groups:
+        title = f"{label}, {judged.comparison.where}" if several else label
+        if label in judged.verdicts:
+            verdict = judged.verdicts[label]
+            found.append(Answer(title, verdict.status, tuple(sentences(verdict))))
+        else:
+            found.append(Answer(title, "", (f"No verdict: {judged.refused[label]}.",)))
+    return found
+
+
+def sentences(verdict: Verdict) -> list[str]:
+    """The reasons; tune here, use there; drift; what would settle it; what was assumed."""
+    axis, best = str(verdict.columns["size"]), verdict.optima
+    said = [f"{_sentence('; '.join(verdict.reasons))}"]
+    said.append(f"Tune at {axis} {best[0].size:g}, use at {axis} {best[-1].size:g}: {_cost(verdict)}.")
+    gain = verdict.gain.relative
+    word = {True: "better than", False: "worse than", None: "neither better nor worse, beyond the noise, than"}
+    said.append(
+        f"The best learning rate moves by {span(verdict.drift, signed=True)} octaves per doubling of {axis}; each at its own best, "
+        f"{axis} {best[-1].size:g} is {word[verdict.wider_is_better]} {best[0].size:g}, by {percent(gain, signed=True)} of the loss."
+    )
+    if verdict.next_runs:
+        said.append(f"To settle it, run {wanted_runs(verdict)}.")
+    hidden = f", which hides {verdict.hidden_shift:.2f} octaves" if math.isfinite(verdict.hidden_shift) else ""
+    source = "over the seeds" if verdict.noise_from_seeds else "one seed: estimated from what smooth curves leave"
+    said.append(f"Noise of one run: {verdict.noise:.2g} ({source}){hidden}. Intervals at {verdict.level:.0%}.")
+    return [*said, *(_sentence(note) for note in verdict.notes)]
+
+
+def wanted_runs(verdict: Verdict) -> str:
+    """The runs that would settle it, gathered: "width 256: lr 2^-8, 2^-7, seeds 2, 3"."""
+    seeds: dict[tuple[float, float], list[Any]] = {}
+    for run in verdict.next_runs:
+        seeds.setdefault((run["size"], run["lr"]), []).append(run["seed"])
+    lrs: dict[tuple[float, tuple[Any, ...]], list[float]] = {}
+    for (size, lr), found in seeds.items():
+        lrs.setdefault((size, tuple(sorted(found, key=str))), []).append(lr)
+    axis = verdict.columns["size"]
+    parts = [
+        f"{axis} {size:g}: lr {', '.join(map(shown_lr, sorted(rates)))}, seed {', '.join(map(str, found))}"
+        for (size, found), rates in sorted(lrs.items(), key=lambda item: item[0][0])
+    ]
+    more = len(parts) - _MOST_RUNS
+    return "; ".join(parts[:_MOST_RUNS]) + (f"; and more at {more} sizes" if more > 0 else "")
+
+
+def optima_table(judged: Judged) -> Table:
+    """Every size's best LR and the loss there."""
+    axis, rows = judged.comparison.axis, []
+    for label, verdict in judged.verdicts.items():
+        for best in verdict.optima:
+            remarks = [
+                f"{best.edge}est LR of the grid" if best.edge else "",
+                "next to divergence" if best.beside_wall else "",
+                "two minima" if best.bimodal else "",
+                f"diverges from 2^{min(best.walls):g} up" if best.walls else "",
+            ]
+            seeds = len(best.seeds) if verdict.columns["seed"] else ""
+            rows.append((label, f"{best.size:g}", span(best.log2_lr), span(best.loss, 4), f"{len(best.points)}", f"{seeds}",
+                         ", ".join(filter(None, remarks))))  # fmt: skip
+    columns = ("", axis, "best log2 LR", "loss there", "LRs", "seeds", "remarks")
+    return Table(columns, tuple(rows), "Optimum of every size, with intervals", frozenset((axis, "LRs", "seeds")))
+
+
+def regret_table(judged: Judged) -> Table:
+    """What the base's best LR costs at the larger sizes."""
+    axis, rows = judged.comparison.axis, []
+    for label, verdict in judged.verdicts.items():
+        base = verdict.optima[0]
+        for regret, best in zip(verdict.regrets, verdict.optima[1:], strict=True):
+            gained = (base.loss.value - best.loss.value) / base.loss.value
+            share = "–" if regret.share is None else percent(regret.share, digits=0)
+            cost = "not run there" if regret.unknown else percent(regret.relative)
+            rows.append((label, f"{regret.size:g}", f"2^{base.log2_lr.value:.2f}", cost, share, f"{100 * gained:+.2f} %".replace("-", "−")))  # fmt: skip
+    columns = ("", axis, "LR carried over", "costs, of the loss", "of what the size gains", "gained over the smallest")
+    caption = "Regret: loss at the smallest size's best LR, minus loss at the size's own best"
+    return Table(columns, tuple(rows), caption, frozenset((axis, "gained over the smallest")))
+
+
+def span(estimate: Estimate, digits: int = 2, signed: bool = False) -> str:
+    """−1.02 [−1.11, −0.94]."""
+    return _interval(estimate, digits, signed, 1.0, "")
+
+
+def percent(estimate: Estimate, signed: bool = False, digits: int = 2) -> str:
+    """0.13 % [0.02, 0.31]; "diverges" where it is infinite."""
+    if math.isinf(estimate.value):
+        return "diverges" if math.isinf(estimate.low) else f"diverges [{100 * estimate.low:.{digits}f}, ∞]"
+    return _interval(estimate, digits, signed, 100.0, " %")
+
+
+def _interval(estimate: Estimate, digits: int, signed: bool, scale: float, unit: str) -> str:
+    def text(value: float) -> str:
+        if math.isinf(value):
+            return "−∞" if value < 0 else "∞"
+        return f"{scale * value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+    return f"{text(estimate.value)}{unit} [{text(estimate.low)}, {text(estimate.high)}]"
+
+
+def _cost(verdict: Verdict) -> str:
+    regret = verdict.regrets[-1]
+    if regret.unknown:
+        return "nothing finished at that learning rate"
+    if math.isinf(regret.relative.value):
+        return "training diverges"
+    text = f"costs {percent(regret.relative)} of the loss"
+    if regret.share is not None and math.isfinite(regret.share.value):
+        text += f", {100 * regret.share.value:.0f} % of what the size gains"
+    return text
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def joined(parts: Sequence[str]) -> str:
+    """a, b and c."""
+    return ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else ""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mutransfer.files import write_whole
 from mutransfer.sweep.executor import Function
 
 
@@ -20,7 +20,10 @@ def kept_outcome(path: str, function: Function, *arguments: Any) -> dict[str, An
     """A job: what `function(*arguments)` (the last of them `send`) returns, written to `path` unless the run is paused."""
     outcome = function(*arguments)
     if outcome["status"] != "paused":
-        write_whole(Path(path), json.dumps(outcome))
+        # no fsync: a killed process leaves it to the system to write, and a power cut costs one run
+        part = Path(f"{path}.{os.getpid()}.part")
+        part.write_text(json.dumps(outcome), encoding="utf-8")
+        part.replace(path)
     return outcome
 
 

@@ -7,6 +7,7 @@ shared file system (checkpoints and the outcomes of ended runs are written by th
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import queue
@@ -160,11 +161,9 @@ def _import() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import ray
-            import ray.exceptions
+            return importlib.import_module("ray")
     except ImportError:
         raise InputError("--executor ray needs Ray: pip install 'mutransfer[ray]'") from None
-    return ray
 
 
 def _join(ray: Any) -> None:

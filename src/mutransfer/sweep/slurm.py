@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import json
 import os
 import pickle
@@ -193,8 +194,7 @@ class Slurm:
 
 def _run(stem: str, function: Function, arguments: tuple[Any, ...]) -> None:
     """What a job does: messages as lines of a file, then its answer as another."""
-    from submitit.core.utils import UncompletedJobError
-
+    stopped = importlib.import_module("submitit.core.utils").UncompletedJobError
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # read when torch is loaded
     import torch
 
@@ -206,7 +206,7 @@ def _run(stem: str, function: Function, arguments: tuple[Any, ...]) -> None:
             file.write(json.dumps(message) + "\n")
             file.flush()
 
-        found = answer(functools.partial(_unless_stopped, UncompletedJobError, function), arguments, send)
+        found = answer(functools.partial(_unless_stopped, stopped, function), arguments, send)
     write_whole(path.with_suffix(".answer"), pickle.dumps(found))
 
 
@@ -277,7 +277,6 @@ def _parse(parameters: tuple[str, ...]) -> dict[str, Any]:
 
 def _import() -> Any:
     try:
-        import submitit
+        return importlib.import_module("submitit")
     except ImportError:
         raise InputError("--executor slurm needs submitit: pip install 'mutransfer[slurm]'") from None
-    return submitit

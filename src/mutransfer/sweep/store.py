@@ -71,7 +71,7 @@ class Store:
                 db.close()
                 raise
         except sqlite3.OperationalError:
-            if create or os.access(self.folder, os.W_OK):
+            if create:
                 raise
             # a reader of a folder that it may not write to: WAL needs two files beside the store even for reading
             db = self._open_to_read("mode=ro") or self._open_to_read("immutable=1")

@@ -102,7 +102,7 @@ def test_two_ranks_are_one_process_to_rounding(name: str, two: tuple[Path, Outco
     result, config = outcomes[0, name][0], equal_runs()[name]
     one = alone(config, folder=tmp_path)
     # Muon multiplies in bfloat16, where a rounding of float32 can move a whole unit of 2⁻⁸
-    tolerance = 1e-3 if config.optimizer.startswith("muon") else 2e-6
+    tolerance = 1e-4 if config.optimizer.startswith("muon") else 2e-6
     assert len(result.losses) == config.steps and distance(result, one) < tolerance
     assert result.val_loss == pytest.approx(one.val_loss, rel=tolerance)
     assert [p.tokens for p in result.points] == [p.tokens for p in one.points] and result.flops == one.flops
@@ -112,7 +112,7 @@ def test_two_ranks_are_one_process_to_rounding(name: str, two: tuple[Path, Outco
     assert ours["config"] == theirs["config"]
     for tensor, weight in theirs["model"].items():
         gap = (ours["model"][tensor] - weight).norm() / weight.norm().clamp(min=1e-8)
-        assert gap < 100 * tolerance, tensor
+        assert gap < 50 * tolerance, tensor
 
 
 def test_all_ranks_return_the_result_and_one_of_them_speaks(two: tuple[Path, Outcomes]) -> None:
@@ -277,15 +277,16 @@ def _wait_until(true: Callable[[], bool]) -> None:
 def test_ranks_end_with_a_killed_command_and_the_same_command_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = [*LINE, "steps=60", "--out", str(tmp_path / "run"), "--ranks", "2"]
-    command = subprocess.Popen([sys.executable, "-m", "mutransfer.cli", *line], stderr=subprocess.DEVNULL)
+    line = [*LINE, "steps=60", "--out", str(tmp_path / "run")]
+    two = [sys.executable, "-m", "mutransfer.cli", *line, "--ranks", "2"]
+    command = subprocess.Popen(two, stderr=subprocess.DEVNULL)
     _wait_until(lambda: (tmp_path / "run" / "checkpoint.pt").exists())
     ranks = _descendants(command.pid)
     assert sorted(ranks.values()) == ["0", "1"]
     command.kill()
     command.wait()
     _wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks))
-    assert main(line) == 0
+    assert main(line) == 0  # in one process now
     assert "finished" in capsys.readouterr().out
     config = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["config"]
     one, result = alone(config), alone(config, folder=tmp_path / "run")

@@ -170,6 +170,7 @@ def test_the_train_command_tracks_by_one_flag(made: list[Recorder], tmp_path: Pa
     assert sorted(made[0].points) == [1, 2, 4] and made[0].points[4]["val_loss"] > 0
     assert made[0].summary["status"] == "finished" and made[0].options["config"]["steps"] == 4
     assert made[0].options["name"] == "a" and made[0].ended == 0
+    assert main(line.split()) == 0 and len(made) == 1  # nothing was trained, so nothing is tracked again
 
 
 # ------------------------------------------------------------------------------------------------ the real packages

@@ -77,9 +77,12 @@ class Train:
         """Train, showing and tracking how it goes, and say how it ended."""
         from mutransfer.commands.output import Progress, show_json
         from mutransfer.train import LogPoint, launch, train
+        from mutransfer.train.checkpoint import RESULT
         from mutransfer.train.trackers import open_tracker
 
         tracker = open_tracker(self.tracker, "mutransfer", self.out)
+        if not self.fresh and (self.out / RESULT).exists():  # it has ended, and was tracked then
+            tracker = open_tracker(None, "mutransfer", self.out)
         with Progress(self._label(config), config.steps) as progress:
             tracked = tracker.start(self.out.absolute().name, config.to_dict())
 

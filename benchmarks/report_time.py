@@ -51,7 +51,9 @@ def _add(store: Store, config: RunConfig) -> None:
     width = config.model.width
     loss = loss_at(config.recipe, width, math.log2(config.lr))
     drawn = random.Random(f"{config.seed}")
-    noise = drawn.gauss(0, 0.004) + random.Random(config.hash()).gauss(0, 0.002)
+    shared = config.recipe == "mup" and width == 32
+    twin = replace(config, recipe="sp") if shared else config
+    noise = drawn.gauss(0, 0.004) + random.Random(twin.hash()).gauss(0, 0.002)
     finite = math.isfinite(loss)
     end = STEPS if finite else 60
     points = [
@@ -60,7 +62,7 @@ def _add(store: Store, config: RunConfig) -> None:
         for step in range(EVERY, end + 1, EVERY)
     ]  # fmt: skip
     value = loss + noise if finite else None
-    flops, shared = 3e5 * width * width * end, config.recipe == "mup" and width == 32
+    flops = 3e5 * width * width * end
     store.add(
         {
             "key": config.hash()[:32], "result": config.hash()[:32] + "r", "status": "finished" if finite else "diverged",
@@ -68,7 +70,7 @@ def _add(store: Store, config: RunConfig) -> None:
             "metrics": {"train_loss": value, "val_loss": value, "updates": end, "diverged_at": None if finite else end,
                         "params": 12 * 2 * width * width},
             "flops": 0.0 if shared else flops, "seconds": 0.0 if shared else flops / 2e10, "cpu_seconds": 0.0 if shared else flops / 2e10,
-            "copied_from": replace(config, recipe="sp").hash()[:32] if shared else None, "version": "0.1.0",
+            "copied_from": twin.hash()[:32] if shared else None, "version": "0.1.0",
             "environment": {"python": "3.11", "torch": "2.13"}, "git": "none", "ended": "2026-01-01 00:00 UTC",
         },
         points,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mutransfer.report.html import DPI
-from mutransfer.report.judged import Judged
-from mutransfer.report.runs import METRICS, Comparison, Layout, Run, shown, shown_lr
+from mutransfer.report.judged import Along
+from mutransfer.report.runs import METRICS, Layout, Run, shown, shown_lr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 _ROW = 2  # verdicts side by side
 _COLUMNS = 5  # small panels side by side
+_LINES = 6  # lines in a picture of drifts: one for each colour
+MOST_PICTURES = 6  # of loss curves at every LR
 _HEAD, _FOOT, _LEFT = 0.32, 0.5, 0.65  # inches about the panels
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -34,65 +36,70 @@ class Drawing:
     draw: Callable[[str], bytes]
 
 
-def valleys(judged: Judged) -> list[Drawing]:
-    """Loss against LR, SP beside μP; two panels a picture."""
+def valleys(found: Along) -> list[Drawing]:
+    """Loss against LR, SP beside μP; a row of panels is a picture."""
     from mutransfer.verdict.figure import draw_curves
 
-    labels, made = list(judged.verdicts), []
-    # a panel alone is drawn larger: three are better two and one than one and two
-    for i in range(0, len(labels), _ROW):
-        part = {label: judged.verdicts[label] for label in labels[i : i + _ROW]}
-        name = f"valleys-{judged.comparison.name}" + (f"-{i // _ROW + 1}" if len(labels) > _ROW else "")
-        alt = f"Loss against log2 learning rate, one curve per {judged.comparison.axis}: {', '.join(part)}. Large dots with bars: the optima and their intervals; crosses: diverged; dotted: the smallest size's optimum"
+    rows = [row[i : i + _ROW] for row in found.rows for i in range(0, len(row), _ROW)]
+    made = []
+    for number, row in enumerate(rows, 1):
+        part = {title: found.verdicts[title] for title in row}
+        name = f"valleys-{found.axis}" + (f"-{number}" if len(rows) > 1 else "")
+        alt = f"Loss against log2 learning rate, one curve per {found.axis}: {', '.join(row)}"
         made.append(Drawing(name, alt, lambda format, part=part: draw_curves(part, format)))
     return made
 
 
-def drift(judged: Judged) -> list[Drawing]:
-    """The optimum against size, a line per group."""
+def drift(found: Along) -> list[Drawing]:
+    """The optimum against size, a line per group; no more lines in a picture than can be told apart."""
     from mutransfer.verdict.figure import draw_drift
 
-    if not judged.verdicts:
-        return []
-    alt = (
-        f"Log2 of the best learning rate against {judged.comparison.axis}, with intervals, one line per parametrization"
-    )
-    return [Drawing(f"drift-{judged.comparison.name}", alt, lambda format: draw_drift(judged.verdicts, format))]
-
-
-def best_curves(layout: Layout, comparison: Comparison) -> list[Drawing]:
-    """Loss against step at every size's best LR of the grid, a panel per group."""
-    if not any(layout.sweep.points.get(run.key) for runs in comparison.groups.values() for run in runs):
-        return []
-    alt = f"Loss against step at the best learning rate, one curve per {comparison.axis or 'size'}, mean over the seeds"
-    return [Drawing(f"loss-{comparison.name}", alt, lambda format: _draw_best(layout, comparison, format))]
-
-
-def all_curves(layout: Layout, comparison: Comparison) -> list[Drawing]:
-    """Loss against step at every LR: a picture per group, a panel per size."""
-    made = []
-    for number, (label, runs) in enumerate(comparison.groups.items()):
-        if not any(layout.sweep.points.get(run.key) for run in runs):
-            continue
-        alt = f"{label}: loss against step at every learning rate, a panel per {comparison.axis or 'size'}; crosses: diverged there"
-        name = f"loss-every-lr-{comparison.name}-{number + 1}"
-        made.append(Drawing(name, alt, lambda format, label=label, runs=runs: _draw_all(layout, comparison, label, runs, format)))  # fmt: skip
+    titles, made = [title for row in found.rows for title in row], []
+    for i in range(0, len(titles), _LINES):
+        part = {title: found.verdicts[title] for title in titles[i : i + _LINES]}
+        name = f"drift-{found.axis}" + (f"-{i // _LINES + 1}" if len(titles) > _LINES else "")
+        alt = f"Log2 of the best learning rate against {found.axis}, with intervals: {', '.join(part)}"
+        made.append(Drawing(name, alt, lambda format, part=part: draw_drift(part, format)))
     return made
 
 
-def _draw_best(layout: Layout, comparison: Comparison, format: str) -> bytes:
-    groups = comparison.groups
+def best_curves(layout: Layout, found: Along) -> list[Drawing]:
+    """Loss against step at every size's best LR of the grid, a panel per group."""
+    groups = _logged(layout, found)
+    if not groups:
+        return []
+    alt = f"Loss against step at the best learning rate, one curve per {found.axis or 'size'}, mean over the seeds"
+    return [Drawing(f"loss-{found.axis or 'runs'}", alt, lambda format: _draw_best(layout, found.axis, groups, format))]
+
+
+def all_curves(layout: Layout, found: Along) -> list[Drawing]:
+    """Loss against step at every LR: a picture per group (the first ones of many), a panel per size."""
+    made = []
+    for number, (title, runs) in enumerate(list(_logged(layout, found).items())[:MOST_PICTURES], 1):
+        alt = f"{title}: loss against step at every learning rate, a panel per {found.axis or 'size'}; crosses: diverged there"
+        name = f"loss-every-lr-{found.axis or 'runs'}-{number}"
+        made.append(Drawing(name, alt, lambda format, title=title, runs=runs: _draw_all(layout, found.axis, title, runs, format)))  # fmt: skip
+    return made
+
+
+def _logged(layout: Layout, found: Along) -> dict[str, tuple[Run, ...]]:
+    """The groups whose runs have logged points."""
+    points = layout.sweep.points
+    return {title: runs for title, runs in found.groups.items() if any(points.get(run.key) for run in runs)}
+
+
+def _draw_best(layout: Layout, axis: str, groups: Mapping[str, Sequence[Run]], format: str) -> bytes:
     figure, panels = _panels(len(groups), 2 if len(groups) <= 4 else 3, 5.4 if len(groups) <= 4 else 3.7, 3.4)
-    sizes = sorted({run.fields.get(comparison.axis, 0) for runs in groups.values() for run in runs})
+    sizes = sorted({run.fields.get(axis, 0) for runs in groups.values() for run in runs})
     colours = dict(zip(sizes, _colours(len(sizes), "viridis"), strict=True))
     drawn: list[Curve] = []
     for axes, (label, runs) in zip(panels, groups.items(), strict=False):
-        for size, same in _split(runs, lambda run: run.fields.get(comparison.axis, 0)).items():
+        for size, same in _split(runs, lambda run: run.fields.get(axis, 0)).items():
             rate, chosen = _best(layout, same)
             if not chosen:
                 continue
             curve, gone = _mean_curve(layout, chosen)
-            name = f"{comparison.axis} {shown(size)}" if comparison.axis else ""
+            name = f"{axis} {shown(size)}" if axis else ""
             axes.plot(*curve, color=colours[size], lw=1.4, label=f"{name}, {_tex(rate)}".strip(", "))
             _crosses(axes, gone, colours[size])
             drawn.append(curve)
@@ -102,8 +109,8 @@ def _draw_best(layout: Layout, comparison: Comparison, format: str) -> bytes:
     return _bytes(figure, format)
 
 
-def _draw_all(layout: Layout, comparison: Comparison, label: str, runs: Sequence[Run], format: str) -> bytes:
-    cells = _split(runs, lambda run: run.fields.get(comparison.axis, 0))
+def _draw_all(layout: Layout, axis: str, label: str, runs: Sequence[Run], format: str) -> bytes:
+    cells = _split(runs, lambda run: run.fields.get(axis, 0))
     figure, panels = _panels(len(cells), _COLUMNS, 11 / min(max(len(cells), 3), _COLUMNS), 2.4, 0.3)
     rates = sorted({_rate(layout, run) for run in runs})
     colours = dict(zip(rates, _colours(len(rates), "plasma"), strict=True))
@@ -118,12 +125,13 @@ def _draw_all(layout: Layout, comparison: Comparison, label: str, runs: Sequence
             _crosses(axes, gone, colours[rate])
             if first:
                 best.append(curve)
-        title = f"{comparison.axis} {shown(size)}" if comparison.axis else label
+        title = f"{axis} {shown(size)}" if axis else label
         axes.set_title(f"{title}, best {_tex(top)}" if not math.isnan(top) else title, fontsize=10)
     _frame(panels, best, layout)
     from matplotlib.lines import Line2D
 
-    few = rates[:: 1 + (len(rates) - 1) // 16]
+    room = int(figure.get_figwidth() / 0.65)
+    few = rates[:: 1 + (len(rates) - 1) // room]
     handles = [Line2D([], [], color=colours[rate], lw=2) for rate in few]
     figure.legend(handles, [_tex(rate) for rate in few], loc="lower center", ncols=len(few), frameon=False, fontsize=8,
                   handlelength=1.2, columnspacing=1.0)  # fmt: skip
@@ -179,10 +187,10 @@ def _crosses(axes: Axes, gone: Sequence[tuple[float, float]], colour: Any) -> No
 
 
 def _frame(panels: Sequence[Axes], best: Sequence[Curve], layout: Layout) -> None:
-    """The range that the best curves cover after a twentieth of the run: the start and what diverges must not squeeze it."""
+    """The range that the best curves cover after an eighth of the run: the start and what diverges must not squeeze it."""
     low, high = math.inf, -math.inf
     for steps, losses in best:
-        settled = losses[steps >= 0.05 * steps[-1]] if len(steps) else losses
+        settled = losses[steps >= steps[-1] / 8] if len(steps) else losses
         if len(settled):
             low, high = min(low, float(settled.min())), max(high, float(settled.max()))
     for i, axes in enumerate(panels):
@@ -219,7 +227,7 @@ def _panels(count: int, most: int, width: float, height: float, below: float = 0
 def _colours(count: int, name: str) -> list[Any]:
     from matplotlib import colormaps
 
-    return [colormaps[name](0.05 + 0.8 * i / max(1, count - 1)) for i in range(count)]
+    return [colormaps[name](0.05 + 0.75 * i / max(1, count - 1)) for i in range(count)]
 
 
 def _tex(rate: float) -> str:

@@ -26,6 +26,38 @@ class Judged:
     refused: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Along:
+    """All comparisons along one axis: groups and verdicts by title ("μP, depth 2"), and the titles that stand in one row."""
+
+    axis: str
+    groups: Mapping[str, tuple[Run, ...]]
+    verdicts: Mapping[str, Verdict]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def along(layout: Layout, judged: Sequence[Judged]) -> list[Along]:
+    """One per axis. In a row: groups that differ by the recipe alone; one group at several values of the other size."""
+    found = []
+    alone = len({layout.family(label) for label in layout.labels}) == len(layout.labels)
+    for axis in dict.fromkeys(one.comparison.axis for one in judged):
+        groups: dict[str, tuple[Run, ...]] = {}
+        verdicts: dict[str, Verdict] = {}
+        rows: dict[tuple[str, str], list[str]] = {}
+        for one in judged:
+            if one.comparison.axis != axis:
+                continue
+            for label, runs in one.comparison.groups.items():
+                title = ", ".join(filter(None, (label, one.comparison.held)))
+                groups[title] = runs
+                if label in one.verdicts:
+                    verdicts[title] = one.verdicts[label]
+                    row = ("", "") if alone else (one.comparison.held, layout.family(label))
+                    rows.setdefault(row, []).append(title)
+        found.append(Along(axis, groups, verdicts, tuple(map(tuple, rows.values()))))
+    return found
+
+
 def judge(layout: Layout, comparison: Comparison) -> Judged:
     """One verdict per group; a group that cannot be judged (one size, one LR) has the reason instead."""
     from mutransfer.verdict import transfer_verdict
@@ -39,10 +71,11 @@ def judge(layout: Layout, comparison: Comparison) -> Judged:
         if mixed:
             refused[label] = f"{', '.join(mixed)} varies among these runs: write --by {' '.join((*layout.by, *mixed))}"
             continue
-        columns = {"size": comparison.axis, "lr": layout.lr, "loss": layout.metric}
         rows = [_row(layout, comparison.axis, run) for run in runs]
         try:
-            verdicts[label] = transfer_verdict(rows, seed=layout.seed, **columns)
+            verdicts[label] = transfer_verdict(
+                rows, size=comparison.axis, lr=layout.lr, loss=layout.metric, seed=layout.seed
+            )
         except InputError as error:
             refused[label] = str(error)
     return Judged(comparison, verdicts, refused)
@@ -105,10 +138,10 @@ def wanted_runs(verdict: Verdict) -> str:
     return "; ".join(parts[:_MOST_RUNS]) + (f"; and more at {more} sizes" if more > 0 else "")
 
 
-def optima_table(judged: Judged) -> Table:
+def optima_table(found: Along) -> Table:
     """Every size's best LR and the loss there."""
-    axis, rows = judged.comparison.axis, []
-    for label, verdict in judged.verdicts.items():
+    axis, rows = found.axis, []
+    for label, verdict in found.verdicts.items():
         for best in verdict.optima:
             remarks = [
                 f"{best.edge}est LR of the grid" if best.edge else "",
@@ -123,10 +156,10 @@ def optima_table(judged: Judged) -> Table:
     return Table(columns, tuple(rows), "Optimum of every size, with intervals", frozenset((axis, "LRs", "seeds")))
 
 
-def regret_table(judged: Judged) -> Table:
+def regret_table(found: Along) -> Table:
     """What the base's best LR costs at the larger sizes."""
-    axis, rows = judged.comparison.axis, []
-    for label, verdict in judged.verdicts.items():
+    axis, rows = found.axis, []
+    for label, verdict in found.verdicts.items():
         base = verdict.optima[0]
         for regret, best in zip(verdict.regrets, verdict.optima[1:], strict=True):
             gained = (base.loss.value - best.loss.value) / base.loss.value

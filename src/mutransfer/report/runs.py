@@ -77,15 +77,14 @@ class Comparison:
     """Fields that vary inside a group, so that its runs cannot be compared."""
 
     @property
-    def where(self) -> str:
-        """ "over width at depth 2"."""
-        held = ", ".join(f"{name} {shown(value)}" for name, value in self.fixed.items())
-        return f"over {self.axis}" + (f" at {held}" if held else "")
+    def held(self) -> str:
+        """ "depth 2"; nothing where no other size varies."""
+        return ", ".join(f"{name} {shown(value)}" for name, value in self.fixed.items())
 
     @property
-    def name(self) -> str:
-        """For file names: "width-depth2"."""
-        return "-".join([self.axis, *(f"{name}{shown(value)}" for name, value in self.fixed.items())]) or "runs"
+    def where(self) -> str:
+        """ "over width at depth 2"."""
+        return f"over {self.axis}" + (f" at {self.held}" if self.held else "")
 
 
 @dataclass(frozen=True)
@@ -140,13 +139,18 @@ class Layout:
             return TITLES.get(str(fields.get("recipe")), str(fields.get("recipe") or fields.get("function") or "runs"))
         return ", ".join(_named(name, fields.get(name)) for name in self.by)
 
+    def family(self, label: str) -> str:
+        """The label without its recipe: those of one family differ by the recipe alone and stand side by side."""
+        _, _, rest = label.partition(", ")
+        return rest if self.by[:1] == ("recipe",) else label if self.by else ""
+
     @cached_property
     def labels(self) -> dict[str, tuple[Run, ...]]:
-        """Every group, the standard parametrization first."""
+        """Every group, those of one family together, the standard parametrization first."""
         found: dict[str, list[Run]] = {}
         for run in self.sweep.runs:
             found.setdefault(self.label(run), []).append(run)
-        ordered = sorted(found, key=lambda label: (not label.startswith("SP"), label != "μP", [_natural(v) for v in label.split(", ")]))  # fmt: skip
+        ordered = sorted(found, key=lambda label: (_natural(self.family(label)), _rank(label), label))
         return {label: tuple(found[label]) for label in ordered}
 
     def size(self, run: Run) -> tuple[Any, ...]:
@@ -191,12 +195,22 @@ def _named(name: str, value: Any) -> str:
     return value if isinstance(value, str) else f"{name} {shown(value)}"
 
 
-def _natural(text: str) -> tuple[str, float, str]:
-    head, _, tail = text.rpartition(" ")
-    try:
-        return head, float(tail), ""
-    except ValueError:
-        return text, 0.0, tail
+def _natural(label: str) -> list[tuple[str, float]]:
+    """For sorting: the numbers at the ends of a label's parts count as numbers."""
+    keys = []
+    for part in label.split(", "):
+        head, _, tail = part.rpartition(" ")
+        try:
+            keys.append((head, float(tail)))
+        except ValueError:
+            keys.append((part, 0.0))
+    return keys
+
+
+def _rank(label: str) -> int:
+    head = label.split(", ")[0]
+    order = list(TITLES.values())
+    return order.index(head) if head in order else len(order)
 
 
 def _is_size(value: Any) -> bool:

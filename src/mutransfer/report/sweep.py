@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mutransfer.report.figures import Drawing, all_curves, best_curves, drift, valleys
+from mutransfer.report.figures import MOST_PICTURES, Drawing, all_curves, best_curves, drift, valleys
 from mutransfer.report.html import Section, Table
-from mutransfer.report.judged import Judged, answers, joined, judge, optima_table, regret_table
+from mutransfer.report.judged import Along, Judged, along, answers, joined, judge, optima_table, regret_table
 from mutransfer.report.ledger import Ledger, clock
 from mutransfer.report.planned import plan_key, planned
 from mutransfer.report.provenance import Provenance
@@ -32,6 +32,11 @@ class SweepReport:
     def judged(self) -> tuple[Judged, ...]:
         """Every comparison with its verdicts."""
         return tuple(judge(self.layout, comparison) for comparison in self.layout.comparisons)
+
+    @cached_property
+    def axes(self) -> tuple[Along, ...]:
+        """The comparisons along each axis together."""
+        return tuple(along(self.layout, self.judged))
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -77,13 +82,9 @@ class SweepReport:
     @cached_property
     def _pictures(self) -> tuple[list[Drawing], ...]:
         """(valleys and drift of every comparison, loss curves)."""
-        transfer = [drawing for one in self.judged for drawing in (*valleys(one), *drift(one))]
-        curves = [drawing for one in self.judged for drawing in best_curves(self.layout, one.comparison)]
-        first = self.layout.comparisons[0].axis
-        for one in self.layout.comparisons:
-            if one.axis == first:  # every run once
-                curves += all_curves(self.layout, one)
-        return transfer, curves
+        transfer = [drawing for one in self.axes for drawing in (*valleys(one), *drift(one))]
+        curves = [drawing for one in self.axes for drawing in best_curves(self.layout, one)]
+        return transfer, curves + all_curves(self.layout, self.axes[0])  # the first axis shows every run
 
     def _answer(self) -> Section:
         counts = Counter(run.status for run in self.layout.sweep.runs)
@@ -100,15 +101,15 @@ class SweepReport:
 
     def _transfer(self, draw: Callable[[Drawing], bytes]) -> list[Section]:
         parts = []
-        for one in self.judged:
+        for one in self.axes:
             if not one.verdicts:
                 continue
-            over = f" {one.comparison.where}" if len(self.judged) > 1 else ""
+            over = f" over {one.axis}" if len(self.axes) > 1 else ""
             pictures = tuple((draw(drawing), drawing.alt) for drawing in valleys(one))
             parts.append(Section(
                 f"Loss against learning rate{over}",
                 paragraphs=("Large dots with bars are the optima and their intervals (hollow: at the edge of the grid), crosses diverged runs, the dotted line "
-                            "the smallest size's optimum. Both panels of a row share the axis of losses; what is far above the valleys is cut.",),
+                            "the smallest size's optimum. Panels of one row share the axis of losses; what is far above the valleys is cut.",),
                 pictures=pictures,
             ))  # fmt: skip
             drawn = tuple((draw(drawing), drawing.alt) for drawing in drift(one))
@@ -121,6 +122,8 @@ class SweepReport:
         if not self._pictures[1]:
             return []
         said = "First at the best learning rate of the grid, then at all of them: means over the seeds of the logged losses; crosses on the upper edge mark the step at which a run diverged."
+        if len(self.axes[0].groups) > MOST_PICTURES:
+            said += f" All learning rates are shown for {MOST_PICTURES} of {len(self.axes[0].groups)} groups."
         return [
             Section(
                 "Loss curves", paragraphs=(said,), pictures=tuple((draw(one), one.alt) for one in self._pictures[1])
@@ -144,7 +147,7 @@ class SweepReport:
         for (status, label, size, reason), runs in sorted(groups.items(), key=lambda item: item[0][0]):
             if status == "diverged":
                 reason = _divergence(runs)
-            rates = sorted({run.fields.get(layout.lr or "") for run in runs if layout.lr})
+            rates = sorted({run.fields.get(layout.lr or "") for run in runs if layout.lr}, key=_sortable)
             rows.append((status, label, *map(shown, size), ", ".join(map(shown_lr, rates)), str(len(runs)), reason))
         columns = ("", "", *layout.axes, "learning rates", "runs", "reason")
         return Table(columns, tuple(rows), "Runs that did not finish", frozenset((*layout.axes, "runs")))

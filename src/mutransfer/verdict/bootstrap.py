@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from mutransfer.verdict.cells import Cells, Noise, local, scatter
-from mutransfer.verdict.spline import CELLS, FINE, Local, Posterior, apportion, curves, posterior
+from mutransfer.verdict.cells import Cells, Noise, locals_of, scatter
+from mutransfer.verdict.spline import ALIKE, FINE, Local, Posterior, apportion, curves, posterior
 
 Array = np.ndarray
-DRAWS = 2000
+DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Draws:
     def _outside(self, x: Array, value: Array, middle: bool = False) -> tuple[Array, Array]:
         """Beyond the stretch: observed means, joined to the curve's end; then the wall, or nothing known."""
         finite = self.cells.finite
-        mean = self.cells.means()[0]
+        mean = self.cells.means[0]
         first, last = self._span(finite)
         x_run, y_run = self.cells.x[first : last + 1], mean[first : last + 1]
         inside = np.interp(np.clip(x, self.local.low, self.local.high), x_run, y_run)
@@ -108,27 +108,31 @@ def replicate(sizes: Sequence[Cells], draws: int = DRAWS) -> Replicates:
     rng = np.random.default_rng(20220307)
     chosen = apportion(found, draws)
     tilt = _tilt(sizes, parts, found.noise)
-    made = []
-    for cells, part, one in zip(sizes, parts, locals_, strict=True):
+    first = min(int(one.places[0]) for one in locals_)
+    alike = rng.standard_normal((draws, max(int(one.places[-1]) for one in locals_) - first + 1))
+    units, departures = [], []
+    for cells, one in zip(sizes, locals_, strict=True):
         unit = rng.standard_normal((draws, len(one.x)))
-        departure = rng.standard_normal((draws, CELLS))
         shift = tilt / np.sqrt(len(cells.seeds)) * rng.standard_normal((draws, 1)) * (one.x - one.x.mean())
-        unit = unit + shift / (found.noise * np.sqrt(one.v))
-        curve, mean = curves(one, found, chosen, unit, departure)
-        made.append(_optimum(cells, part, one, curve, mean, rng.random((draws, 2))))
+        units.append(unit + shift / (found.noise * np.sqrt(one.v)))
+        own = rng.standard_normal((draws, len(one.places)))
+        departures.append(np.sqrt(ALIKE) * alike[:, one.places - first] + np.sqrt(1 - ALIKE) * own)
+    drawn, means = curves(locals_, found, chosen, units, departures)
+    made = []
+    for i, (cells, part, one) in enumerate(zip(sizes, parts, locals_, strict=True)):
+        made.append(_optimum(cells, part, one, drawn[i], means[i], rng.random((draws, 2))))
     common, levels = _levels(sizes, parts, found.noise, draws, rng)
     return Replicates(tuple(made), noise, found, common, levels)
 
 
 def _fit(sizes: Sequence[Cells]) -> tuple[Noise, Posterior, list[slice], list[Local]]:
-    sigma = 0.0
-    for _ in range(2):  # the noise decides how far a valley reaches, and is measured inside it
+    def around(sigma: float) -> tuple[Noise, Posterior, list[slice], list[Local]]:
         parts = [cells.stretch(sigma) for cells in sizes]
         noise = scatter(sizes, parts)
-        locals_ = [local(cells, part, r) for cells, part, r in zip(sizes, parts, noise.ratio, strict=True)]
-        found = posterior(locals_, noise.dof, noise.ss)
-        sigma = found.noise
-    return noise, found, parts, locals_
+        locals_ = locals_of(sizes, parts, noise.ratio)
+        return noise, posterior(locals_, noise.dof, noise.ss), parts, locals_
+
+    return around(around(0.0)[1].noise)  # the noise decides how far a valley reaches, and is measured inside it
 
 
 def _optimum(cells: Cells, part: slice, one: Local, curve: Array, mean: Array, uniform: Array) -> Draws:
@@ -174,7 +178,7 @@ def _tilt(sizes: Sequence[Cells], parts: Sequence[slice], sigma: float) -> float
     """Standard deviation of a seed's own slope against log2 LR beyond what independent noise explains; 0 unless that is clear."""
     squares, dof, spread = 0.0, 0, []
     for cells, part in zip(sizes, parts, strict=True):
-        residual = cells.means()[3][part]
+        residual = cells.means[3][part]
         if residual.shape[1] < 2 or np.isnan(residual).any() or len(residual) < 4:
             continue
         centred = cells.x[part] - cells.x[part].mean()
@@ -194,7 +198,7 @@ def _levels(
     normal = rng.standard_normal((len(sizes) + 1, draws))
     chi = rng.standard_normal((64, draws)) ** 2
     shared = set(sizes[0].seeds).intersection(*(set(cells.seeds) for cells in sizes[1:]))
-    effects = [dict(zip(cells.seeds, cells.means()[2], strict=True)) for cells in sizes]
+    effects = [dict(zip(cells.seeds, cells.means[2], strict=True)) for cells in sizes]
     most = max(len(cells.seeds) for cells in sizes)
     if most < 2:
         return np.zeros(draws), np.zeros((len(sizes), draws))

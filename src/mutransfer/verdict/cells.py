@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from mutransfer.verdict.spline import Local
+from mutransfer.verdict.spline import CELLS, Local
 from mutransfer.verdict.table import Run
 
 Array = np.ndarray
@@ -29,8 +30,7 @@ class Cells:
     @property
     def finite(self) -> Array:
         """(L,) whether every run of the cell has a loss."""
-        known = ~np.isnan(self.loss)
-        return known.any(1) & ~np.isinf(self.loss).any(1)
+        return np.logical_and((~np.isnan(self.loss)).any(1), ~np.isinf(self.loss).any(1))
 
     @property
     def wall(self) -> Array:
@@ -42,6 +42,7 @@ class Cells:
         counts = np.maximum((~np.isnan(self.loss)).sum(1), 1)
         return np.where(self.finite, np.nansum(np.where(np.isinf(self.loss), 0, self.loss), 1) / counts, np.inf)
 
+    @cached_property
     def means(self) -> tuple[Array, Array, Array, Array]:
         """(mean (L,), count (L,), effect (S,), residual (L, S)) of the additive model LR + seed over the finite cells.
 
@@ -66,7 +67,7 @@ class Cells:
 
     def stretch(self, noise: float) -> slice:
         """The contiguous finite cells around the best that belong to its valley. `noise`: standard deviation of one run."""
-        mean, count, _, _ = self.means()
+        mean, count, _, _ = self.means
         best = int(np.argmin(mean))
         low = high = best
         reach = 0.0
@@ -123,7 +124,7 @@ def scatter(sizes: Sequence[Cells], stretches: Sequence[slice]) -> Noise:
     """Noise of one run from the seeds, inside the stretches; each size's own share pulled to the common one."""
     sums, dofs = [], []
     for cells, part in zip(sizes, stretches, strict=True):
-        residual = cells.means()[3]
+        residual = cells.means[3]
         inside = residual[part]
         known = ~np.isnan(inside)
         whole = ~np.isnan(residual)
@@ -140,11 +141,26 @@ def scatter(sizes: Sequence[Cells], stretches: Sequence[slice]) -> Noise:
     return Noise(dof, float(sum(s / r for s, r in zip(sums, ratio, strict=True))), ratio)
 
 
-def local(cells: Cells, part: slice, ratio: float) -> Local:
-    """The fitted stretch of one size."""
-    mean, count, _, _ = cells.means()
-    x = cells.x[part]
-    low, high = float(x[0]), float(x[-1])
-    if high == low:
-        low, high = low - 0.5, high + 0.5
-    return Local(x, mean[part], ratio / np.maximum(count[part], 1), low, high)
+def locals_of(sizes: Sequence[Cells], parts: Sequence[slice], ratio: Sequence[float]) -> list[Local]:
+    """The fitted stretch of every size."""
+    ends = []
+    for cells, part in zip(sizes, parts, strict=True):
+        low, high = float(cells.x[part][0]), float(cells.x[part][-1])
+        ends.append((low, high) if high > low else (low - 0.5, high + 0.5))
+    cell = max(high - low for low, high in ends) / CELLS
+    made = []
+    for cells, part, share, (low, high) in zip(sizes, parts, ratio, ends, strict=True):
+        mean, count, _, _ = cells.means
+        x, y = cells.x[part], mean[part]
+        made.append(Local(x, y, share / np.maximum(count[part], 1), low, high, _centre(x, y), cell))
+    return made
+
+
+def _centre(x: Array, y: Array) -> float:
+    """About where the minimum is: the vertex of the parabola through the lowest cell and its neighbours."""
+    best = int(np.argmin(y))
+    if len(x) < 3:
+        return float(x[best])
+    i = min(max(best, 1), len(x) - 2)
+    bend, slope, _ = np.polyfit(x[i - 1 : i + 2] - x[i], y[i - 1 : i + 2], 2)
+    return float(np.clip(x[i] - slope / (2 * bend), x[i - 1], x[i + 1])) if bend > 0 else float(x[best])

@@ -114,9 +114,9 @@ def doubt(e: Evidence) -> tuple[list[str], list[dict[str, Any]]]:
         elif optimum.edge:
             reasons.append(f"the best LR at {name} is the {'lowest' if optimum.edge == 'low' else 'highest'} that was run: the optimum may lie beyond")  # fmt: skip
             wanted += _past(one, optimum.edge, spacing)
-        elif one in (base, last):
+        else:
             for hit, edge in ((one.at_low, "low"), (one.at_high, "high")):
-                if np.mean(hit) > 1 - e.level:
+                if np.mean(hit) > 1 - e.sure:
                     reasons.append(f"the optimum at {name} may lie beyond the {'lowest' if edge == 'low' else 'highest'} LR that was run")  # fmt: skip
                     wanted += _past(one, edge, spacing)
         if optimum.bimodal:
@@ -132,7 +132,7 @@ def doubt(e: Evidence) -> tuple[list[str], list[dict[str, Any]]]:
                 f"nothing finished at {e.size_name} {regret.size:g} where the base's optimum 2^{base.best_x:.1f} lies"
             )
             wanted += _around(one, spacing, [base.best_x])
-        elif regret.below < e.sure and not regret.unknown:
+        elif regret.below < e.sure and not regret.unknown and not (reasons and math.isinf(regret.relative.high)):
             reasons.append(f"the base's LR costs {_interval(regret)} of the loss at {e.size_name} {regret.size:g}: not surely below {_percent(e.tolerance)}")  # fmt: skip
             fresh = _seeds_wanted(regret.relative.value, regret.relative.high, e.tolerance, one)
             for size in (base, one):

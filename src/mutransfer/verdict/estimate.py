@@ -50,18 +50,20 @@ def quantile(draws: Array, share: float) -> float:
     ordered = np.sort(draws)
     place = share * (len(ordered) - 1)
     below, above = ordered[int(np.floor(place))], ordered[int(np.ceil(place))]
-    return float(below if below == above or not np.isfinite(above - below) else below + (place % 1) * (above - below))
+    if below == above or np.isinf(above):
+        return float(above)
+    return float(below if np.isinf(below) else below + (place % 1) * (above - below))
 
 
-def one_sided(value: float, lower: Array, upper: Array, positive: float, level: float) -> Estimate:
+def one_sided(value: float, lower: Array, upper: Array, away: Array, level: float) -> Estimate:
     """The interval of a number that cannot be negative and is about the square of a difference of sign unknown.
 
-    `positive`: share of replicates in which the difference is positive. Plain quantiles would never hold a true zero, nor keep their level near
+    `away`: the difference itself. Plain quantiles would never hold a true zero, nor keep their level near
     it. So the quantiles are those which, were the difference normal, give the exact interval of its absolute value in the order of
     likelihood ratios (Feldman & Cousins 1998, for |x| of a normal x).
     """
-    share = min(max(positive, 1 / (2 * len(lower))), 1 - 1 / (2 * len(lower)))
-    z = abs(float(stats.norm.ppf(share)))
+    below, middle, above = np.quantile(away, [0.1587, 0.5, 0.8413])
+    z = float(abs(middle) / max((above - below) / 2, 1e-12))
     grid, lows, highs = _folded(round(level, 6))
     if z >= grid[-1]:
         p_low, p_high = (1 - level) / 2, (1 + level) / 2

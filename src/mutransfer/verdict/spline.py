@@ -2,10 +2,11 @@
 
 For size w and x = log2 LR, the mean loss of a cell is
 
-    y = f_w(x) + noise,     f_w = a + b·x + c·x² + κ·∬∫ dW,     noise ~ N(0, σ²·v)
+    y = f_w(x) + noise,     f_w = a + b·x + c·x² + κ·∭ exp(γ·(x − centre)) dW,     noise ~ N(0, σ²·v)
 
-so the third derivative is white noise of strength κ: κ = 0 is the parabola, a large κ interpolates (Wahba 1978, smoothing splines as
-Bayesian regression). κ and σ are shared by all sizes and integrated over, not fixed: what the parabola gets wrong widens the interval.
+so the third derivative is white noise of strength κ: κ = 0 is the parabola, a large κ interpolates (Wahba 1978: smoothing splines as
+Bayesian regression). γ > 0 lets the curve be rougher toward high LRs, where training becomes unstable. κ, γ and σ are shared by all sizes
+and integrated over, not fixed: what a parabola gets wrong widens the interval.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import block_diag
 
 Array = np.ndarray
-FINE, CELLS = 129, 64  # points at which a curve is drawn; cells of its white noise
-KAPPAS, SIGMAS = 17, 25
+FINE, CELLS = 73, 32  # points at which a curve is drawn; cells of white noise in the longest stretch
+KAPPAS, SIGMAS = 9, 9
+GAMMAS = (0.0, 1.0, 2.0)  # per octave
+LONGEST = 4.0  # octaves from the centre beyond which the roughness grows (or shrinks) no more
 ASYMMETRY, ASYMMETRY_SPREAD = (
-    0.35,
-    1.3,
+    0.3,
+    1.8,
 )  # prior of κ over the curvature: median per octave, standard deviation of its log
+ALIKE = 0.9  # share of the departure's variance that sizes have in common, relative to their centres
 
 
 @dataclass(frozen=True)
@@ -32,16 +37,35 @@ class Local:
     v: Array
     low: float  # the stretch that is drawn
     high: float
+    centre: float  # about where the optimum is
+    cell: float  # width of a cell of white noise, the same for all sizes
 
     @property
     def fine(self) -> Array:
         """(FINE,) the points at which curves are drawn."""
         return np.linspace(self.low, self.high, FINE)
 
+    @property
+    def places(self) -> Array:
+        """(M,) cells of white noise that cover the stretch, counted from the centre."""
+        first = np.floor((self.low - self.centre) / self.cell)
+        return np.arange(int(first), int(np.ceil((self.high - self.centre) / self.cell)))
+
+    def ramps(self, at: Array, gamma: float) -> Array:
+        """(len(at), M): what unit white noise of the third derivative in each cell adds to the curve at `at`."""
+        away = (self.places + 0.5) * self.cell
+        strength = np.exp(gamma * np.clip(away, -LONGEST, LONGEST)) * np.sqrt(self.cell)
+        return np.maximum(at[:, None] - self.centre - away, 0) ** 2 / 2 * strength
+
+    def powers(self, at: Array) -> Array:
+        """(len(at), 3): 1, x, x² about the middle; fewer columns where there are fewer than three cells."""
+        centred = at - (self.low + self.high) / 2
+        return np.stack([np.ones_like(centred), centred, centred**2], 1)[:, : min(3, len(self.x))]
+
 
 @dataclass(frozen=True)
 class Posterior:
-    """Weights of (κ, σ) on a grid: weight (K, S), kappas (K,), sigmas (S,)."""
+    """Weights of (γ, κ, σ) on a grid: weight (G, K, S), kappas (K,), sigmas (S,)."""
 
     kappas: Array
     sigmas: Array
@@ -49,21 +73,47 @@ class Posterior:
 
     @property
     def noise(self) -> float:
-        """Posterior mean of σ."""
-        return float(np.sqrt(self.weight.sum(0) @ self.sigmas**2))
+        """Root of the posterior mean of σ²."""
+        return float(np.sqrt(self.weight.sum((0, 1)) @ self.sigmas**2))
 
 
-def ramps(local: Local, at: Array) -> Array:
-    """(len(at), CELLS): what unit white noise of the third derivative in each cell adds to the curve at `at`."""
-    edges = np.linspace(local.low, local.high, CELLS + 1)
-    middle, width = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
-    return np.maximum(at[:, None] - middle, 0) ** 2 / 2 * np.sqrt(width)
+def _diagonal(*blocks: Array) -> Array:
+    return np.asarray(block_diag(*blocks))
 
 
-def powers(local: Local, at: Array) -> Array:
-    """(len(at), 3): 1, x, x² about the middle; fewer columns where there are fewer than three cells."""
-    centred = at - (local.low + local.high) / 2
-    return np.stack([np.ones_like(centred), centred, centred**2], 1)[:, : min(3, len(local.x))]
+def kernel(rows: list[Local], at: list[Array], gamma: float) -> Array:
+    """(Σ len(at), Σ n): covariance of the departures at `at` with those at the cells, for κ = 1. Sizes share a part, seen from their centres."""
+    first = min(int(one.places[0]) for one in rows)
+    span = max(int(one.places[-1]) for one in rows) - first + 1
+    left, right = (
+        [one.ramps(x, gamma) for one, x in zip(rows, xs, strict=True)] for xs in (at, [one.x for one in rows])
+    )
+
+    def common(ramps: list[Array]) -> Array:
+        wide = []
+        for one, ramp in zip(rows, ramps, strict=True):
+            padded = np.zeros((len(ramp), span))
+            padded[:, one.places - first] = ramp
+            wide.append(padded)
+        return np.concatenate(wide)
+
+    own = _diagonal(*(a @ b.T for a, b in zip(left, right, strict=True)))
+    return ALIKE * common(left) @ common(right).T + (1 - ALIKE) * own
+
+
+def _contrasts(rows: list[Local]) -> list[tuple[Array, Array]]:
+    """What is left of the cells when each size's parabola is taken out, in independent directions: per γ, (scale (m,), square (m,))."""
+    rescale = 1 / np.sqrt(np.concatenate([one.v for one in rows]))
+    basis = _diagonal(*(one.powers(one.x) for one in rows)) * rescale[:, None]
+    y = np.concatenate([one.y for one in rows]) * rescale
+    full, _ = np.linalg.qr(basis, mode="complete")
+    rest = full[:, basis.shape[1] :]
+    found = []
+    for gamma in GAMMAS:
+        covariance = kernel(rows, [one.x for one in rows], gamma) * rescale[:, None] * rescale
+        values, vectors = np.linalg.eigh(rest.T @ covariance @ rest)
+        found.append((np.maximum(values, 0), (vectors.T @ (rest.T @ y)) ** 2))
+    return found
 
 
 def curvature(locals_: list[Local]) -> float:
@@ -71,8 +121,9 @@ def curvature(locals_: list[Local]) -> float:
     found = []
     for one in locals_:
         if len(one.x) >= 3:
-            c = np.linalg.lstsq(powers(one, one.x) / np.sqrt(one.v)[:, None], one.y / np.sqrt(one.v), rcond=None)[0]
-            found.append(2 * c[2])
+            rescale = 1 / np.sqrt(one.v)
+            fit = np.linalg.lstsq(one.powers(one.x) * rescale[:, None], one.y * rescale, rcond=None)[0]
+            found.append(2 * fit[2])
     spread = max((float(np.ptp(one.y)) for one in locals_), default=0.0)
     reach = max((float(np.ptp(one.x)) for one in locals_), default=1.0) or 1.0
     positive = [c for c in found if c > 0]
@@ -80,35 +131,32 @@ def curvature(locals_: list[Local]) -> float:
 
 
 def posterior(locals_: list[Local], replicate_dof: float, replicate_ss: float) -> Posterior:
-    """Weights of (κ, σ) given every size's cells (restricted likelihood, the parabola integrated out) and the seeds' scatter.
+    """Weights of (γ, κ, σ) given every size's cells (restricted likelihood, the parabola integrated out) and the seeds' scatter.
 
-    `replicate_ss / replicate_dof` estimates σ² from seeds alone. Prior: log κ normal about the curvature's scale, log σ uniform.
+    `replicate_ss / replicate_dof` estimates σ² from seeds alone. Prior: γ equal, log κ normal about the curvature's scale, log σ uniform.
     """
-    scale = curvature(locals_)
+    steps = np.linspace(-2.5, 2.5, KAPPAS)
+    kappas = curvature(locals_) * ASYMMETRY * np.exp(ASYMMETRY_SPREAD * steps)
+    contrasts = _contrasts(locals_)
     size = max(max((float(np.ptp(one.y)) for one in locals_), default=1.0), 1e-12)
-    kappas = scale * ASYMMETRY * np.exp(ASYMMETRY_SPREAD * np.linspace(-2.5, 2.5, KAPPAS))
+
+    def weigh(sigmas: Array) -> Array:
+        score = np.broadcast_to(-0.5 * steps[:, None] ** 2, (len(GAMMAS), KAPPAS, len(sigmas))).copy()
+        score += -replicate_dof * np.log(sigmas) - replicate_ss / (2 * sigmas**2)
+        for g, (scale, square) in enumerate(contrasts):
+            total = kappas[:, None, None] ** 2 * scale + sigmas[None, :, None] ** 2
+            score[g] += -0.5 * (np.log(total) + square / total).sum(-1)
+        weight = np.exp(score - score.max())
+        return weight / weight.sum()
+
+    sigmas = size * np.exp(np.linspace(np.log(1e-4), 0, 26))
     if replicate_dof > 0 and replicate_ss > 0:
-        middle = np.sqrt(replicate_ss / replicate_dof)
-        reach = min(4.0, 4 / np.sqrt(replicate_dof / 2))
-        sigmas = middle * np.exp(np.linspace(-reach, reach, SIGMAS))
-    else:
-        sigmas = size * np.exp(np.linspace(np.log(1e-4), 0, SIGMAS))
-    score = -0.5 * np.broadcast_to(np.linspace(-2.5, 2.5, KAPPAS)[:, None] ** 2, (KAPPAS, SIGMAS)).copy()
-    score += -replicate_dof * np.log(sigmas) - replicate_ss / (2 * sigmas**2)
-    for one in locals_:
-        if len(one.x) <= 3:
-            continue
-        rescale = 1 / np.sqrt(one.v)
-        basis = powers(one, one.x) * rescale[:, None]
-        full, _ = np.linalg.qr(basis, mode="complete")
-        rest = full[:, basis.shape[1] :]
-        effect = rest.T @ (ramps(one, one.x) * rescale[:, None])
-        values, vectors = np.linalg.eigh(effect @ effect.T)
-        squares = (vectors.T @ (rest.T @ (one.y * rescale))) ** 2
-        total = kappas[:, None, None] ** 2 * np.maximum(values, 0) + sigmas[None, :, None] ** 2
-        score += -0.5 * (np.log(total) + squares / total).sum(-1)
-    weight = np.exp(score - score.max())
-    return Posterior(kappas, sigmas, weight / weight.sum())
+        sigmas = np.sqrt(replicate_ss / replicate_dof) * np.exp(np.linspace(-4, 4, 48) / np.sqrt(replicate_dof))
+    share = weigh(sigmas).sum((0, 1))
+    middle = share @ np.log(sigmas)
+    spread = np.sqrt(share @ (np.log(sigmas) - middle) ** 2 + np.diff(np.log(sigmas))[0] ** 2 / 4)
+    sigmas = np.exp(middle + spread * np.linspace(-3.2, 3.2, SIGMAS))
+    return Posterior(kappas, sigmas, weigh(sigmas))
 
 
 def apportion(found: Posterior, draws: int) -> Array:
@@ -117,31 +165,46 @@ def apportion(found: Posterior, draws: int) -> Array:
     return np.minimum(np.searchsorted(edges, (np.arange(draws) + 0.5) / draws), found.weight.size - 1)
 
 
-def weights(local: Local, kappa: float, sigma: float) -> Array:
-    """(FINE, n): the linear map from cells to the curve (universal kriging)."""
-    ours, basis = ramps(local, local.x), powers(local, local.x)
-    there = ramps(local, local.fine)
-    covariance = kappa**2 * ours @ ours.T + np.diag(sigma**2 * local.v)
-    covariance[np.diag_indices_from(covariance)] += 1e-12 * np.trace(covariance)
-    solved = np.linalg.solve(covariance, np.concatenate([basis, np.eye(len(local.x))], 1))
-    left, inverse = solved[:, : basis.shape[1]], solved[:, basis.shape[1] :]
-    beta = np.linalg.solve(basis.T @ left, left.T)
-    return powers(local, local.fine) @ beta + kappa**2 * there @ ours.T @ (inverse - left @ beta)
+def maps(rows: list[Local], gamma: float, kappas: Array, sigmas: Array) -> Array:
+    """(H, W·FINE, N): the linear maps from all cells to all curves (universal kriging), for H pairs of κ and σ."""
+    x, fine = [one.x for one in rows], [one.fine for one in rows]
+    basis, there = (_diagonal(*(one.powers(at) for one, at in zip(rows, ats, strict=True))) for ats in (x, fine))
+    squared = (kappas**2)[:, None, None]
+    covariance = squared * kernel(rows, x, gamma)
+    covariance = covariance + (sigmas**2)[:, None, None] * np.diag(np.concatenate([one.v for one in rows]))
+    covariance = covariance + 1e-12 * np.trace(covariance, axis1=1, axis2=2)[:, None, None] * np.eye(len(basis))
+    inverse = np.linalg.inv(covariance)
+    left = inverse @ basis
+    beta = np.linalg.solve(basis.T @ left, np.swapaxes(left, 1, 2))
+    return there @ beta + (squared * kernel(rows, fine, gamma)) @ (inverse - left @ beta)
 
 
-def curves(local: Local, found: Posterior, chosen: Array, unit: Array, departure: Array) -> tuple[Array, Array]:
-    """(B, FINE) drawn curves and (FINE,) their posterior mean.
+def curves(
+    rows: list[Local], found: Posterior, chosen: Array, unit: list[Array], departure: list[Array]
+) -> tuple[Array, Array]:
+    """(W, B, FINE) drawn curves and (W, FINE) their posterior means.
 
-    `chosen` (B,) are grid indices, `unit` (B, n) the cells' noise in units of σ√v, `departure` (B, CELLS) standard normal. Matheron's rule:
-    draw curve and noise from the prior, then correct by the map applied to (data − drawn data).
+    `chosen` (B,) are ascending grid indices, `unit` per size (B, n) the cells' noise in units of σ√v, `departure` per size (B, M) standard
+    normal, correlated between sizes. Matheron's rule: draw curves and noise from the prior, then correct by the map applied to (data − drawn data).
     """
-    prior_fine, prior_cells = departure @ ramps(local, local.fine).T, departure @ ramps(local, local.x).T
-    drawn, mean = np.empty((len(chosen), FINE)), np.zeros(FINE)
-    for index in np.unique(chosen):
-        kappa, sigma = found.kappas[index // SIGMAS], found.sigmas[index % SIGMAS]
-        rows = np.flatnonzero(chosen == index)
-        linear = weights(local, kappa, sigma)
-        noise = sigma * np.sqrt(local.v) * unit[rows]
-        drawn[rows] = kappa * prior_fine[rows] + (local.y + noise - kappa * prior_cells[rows]) @ linear.T
-        mean += len(rows) / len(chosen) * (linear @ local.y)
-    return drawn, mean
+    y, deviation = np.concatenate([one.y for one in rows]), np.sqrt(np.concatenate([one.v for one in rows]))
+    drawn, mean = np.empty((len(chosen), len(rows) * FINE)), np.zeros(len(rows) * FINE)
+    noise = np.concatenate(unit, axis=1)
+    points, place = np.unique(chosen, return_inverse=True)
+    g, k, s = np.unravel_index(points, found.weight.shape)
+    for index, gamma in enumerate(GAMMAS):
+        mine = np.flatnonzero(g == index)
+        if not len(mine):
+            continue
+        linear = maps(rows, gamma, found.kappas[k[mine]], found.sigmas[s[mine]])
+        part = slice(*np.searchsorted(place, [mine[0], mine[-1] + 1]))
+        fine, cells = (np.concatenate([z[part] @ one.ramps(at, gamma).T for one, z, at in zip(rows, departure, ats, strict=True)], 1)
+                       for ats in ([one.fine for one in rows], [one.x for one in rows]))  # fmt: skip
+        for point, each in zip(mine, linear, strict=True):
+            here = slice(*np.searchsorted(place, [point, point + 1]))
+            there = slice(here.start - part.start, here.stop - part.start)
+            kappa = found.kappas[k[point]]
+            residual = y + found.sigmas[s[point]] * deviation * noise[here] - kappa * cells[there]
+            drawn[here] = kappa * fine[there] + residual @ each.T
+            mean += (here.stop - here.start) / len(chosen) * (each @ y)
+    return np.moveaxis(drawn.reshape(len(chosen), len(rows), FINE), 1, 0), mean.reshape(len(rows), FINE)

@@ -86,9 +86,8 @@ def prepare(
     seeds = choose("seed", seed, names.SEEDS, columns)
     seed_column = seeds[0] if seeds else None
     state = next(iter(choose("status", None, names.STATES, columns)), None)
-    rows, rows_in = _last_steps(rows, columns, [c for c in (size_column, lr_column, seed_column) if c], state, notes), len(rows)  # fmt: skip
-    if len(rows) == rows_in:
-        notes = [note for note in notes if "history" not in note]
+    key = [column for column in (size_column, lr_column, seed_column) if column]
+    rows = _last_steps(rows, columns, key, loss_column, state, notes)
     counted, left_out = [], Counter[str]()
     for row in rows:
         status = _status(row, state, loss_column)
@@ -127,13 +126,11 @@ def prepare(
         runs = _unpaired(runs, anonymous)
     ordered = tuple(runs[key] for key in sorted(runs, key=lambda k: (k[0], k[1], k[2])))
     _require(ordered, size_column, lr_column)
-    largest = max((run.loss for run in ordered if math.isfinite(run.loss)), default=0.0)
     best = min(run.loss for run in ordered)
     if best > LARGEST_LOSS:
         notes.append(f"{loss_column} is above {LARGEST_LOSS:g} everywhere (best {best:g}): perplexity or accuracy? The verdict is made for a loss in nats")  # fmt: skip
     elif best <= 0:
         raise InputError(f"{loss_column} has the value {best:g}: regret is relative to the loss, which must be above 0; name another column with loss=")  # fmt: skip
-    _ = largest
     return Runs(ordered, {"size": size_column, "lr": lr_column, "seed": seed_column, "loss": loss_column}, tuple(notes))
 
 
@@ -238,8 +235,10 @@ def _status(row: Row, state: str | None, loss_column: str) -> str | None:
     return "diverged" if value is None else "finished"
 
 
-def _last_steps(rows: list[Row], columns: list[str], key: list[str], state: str | None, notes: list[str]) -> list[Row]:
-    """The last step of each run where the table is a history; histories that end early have no result."""
+def _last_steps(
+    rows: list[Row], columns: list[str], key: list[str], loss: str, state: str | None, notes: list[str]
+) -> list[Row]:
+    """The last step with a loss of each run where the table is a history; histories that end early have no result."""
     step = next((c for name in names.STEPS for c in columns if plain(c) == name), None)
     if step is None or len(_values(rows, step)) < 2:
         return rows
@@ -247,25 +246,31 @@ def _last_steps(rows: list[Row], columns: list[str], key: list[str], state: str 
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         groups[tuple(_seed_text(row.get(c)) for c in [*key, *([name] if name else [])])].append(row)
+    end = max(_number(row, step) for row in rows)
     if len(groups) == len(rows):
+        early = [row for row in rows if _number(row, step) < SHORT * end and _is_finite(row.get(loss))]
+        if early and state is None:
+            notes.append(f"{len(early)} runs end before {step} {SHORT * end:g} with a finite loss: if they diverged, write nan as their loss")  # fmt: skip
         return rows
-    last = [max(group, key=lambda row: _number(row, step)) for group in groups.values()]
-    end = max(_number(row, step) for row in last)
-    whole = [row for row in last if _number(row, step) >= SHORT * end or (state and row.get(state))]
-    lost = [row for row in last if not any(row is one for one in whole)]
-    bad = [row for row in lost if not all(_finite(v) for v in row.values())]
-    notes.append(f"a history of {len(rows)} rows: the last {step} of each of its {len(groups)} runs is taken")
-    if len(lost) > len(bad):
-        notes.append(f"{len(lost) - len(bad)} runs end before {step} {SHORT * end:g} with a finite loss: not counted. If they diverged, write nan as their loss")  # fmt: skip
-    return [*whole, *bad]
+    notes.append(
+        f"a history of {len(rows)} rows: the last {step} with a {loss} of each of its {len(groups)} runs is taken"
+    )
+    kept, short = [], 0
+    for group in groups.values():
+        ordered = sorted(group, key=lambda row: _number(row, step))
+        told = [row for row in ordered if str(row.get(loss) if row.get(loss) is not None else "").strip()]
+        last = (told or ordered)[-1]
+        if state is None and _is_finite(last.get(loss)) and _number(ordered[-1], step) < SHORT * end:
+            short += 1
+        else:
+            kept.append(last)
+    if short:
+        notes.append(f"{short} runs end before {step} {SHORT * end:g} with a finite loss: not counted. If they diverged, write nan as their loss")  # fmt: skip
+    return kept
 
 
-def _finite(value: Any) -> bool:
-    try:
-        found = number(value)
-    except (ValueError, TypeError):
-        return True
-    return found is None or math.isfinite(found)
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(number(value) or 0.0)
 
 
 def _scale(column: str, values: list[float], notes: list[str]) -> Callable[[float], float]:
@@ -298,7 +303,7 @@ def _clusters(values: list[float]) -> dict[float, float]:
     found: dict[float, float] = {}
     start = None
     for value in sorted(set(values)):
-        if start is None or value - start > 0.02:
+        if start is None or value - start > 0.04:
             start = value
         found[value] = start
     return found

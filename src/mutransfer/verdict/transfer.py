@@ -82,7 +82,7 @@ def optima(found: Replicates, level: float) -> tuple[Optimum, ...]:
         ends = ((at <= one.local.low + 1e-9, one.low_end, "low"), (at >= one.local.high - 1e-9, one.high_end, "high"))
         edge = next((name for hit, end, name in ends if hit and end == "edge"), None)
         beside = any(hit and end == "wall" for hit, end, _ in ends)
-        mean = one.cells.means()[0]
+        mean = one.cells.means[0]
         walls = tuple(float(v) for v in one.cells.x[one.cells.wall])
         points = tuple((float(a), float(b)) for a, b in zip(one.cells.x, mean, strict=True))
         made.append(Optimum(one.cells.size, x, lr, loss, edge, walls, beside, bimodal(one, found.sigma), one.cells.seeds, points))  # fmt: skip
@@ -91,7 +91,7 @@ def optima(found: Replicates, level: float) -> tuple[Optimum, ...]:
 
 def bimodal(one: Draws, sigma: float) -> bool:
     """Whether a second minimum is separated from the best by a rise larger than the noise on both sides, among runs not far worse."""
-    mean, count, _, _ = one.cells.means()
+    mean, count, _, _ = one.cells.means
     run = np.isfinite(mean)
     y, n = mean[run], count[run]
     if len(y) < 4:
@@ -144,19 +144,22 @@ def regrets(found: Replicates, level: float, tolerance: float) -> tuple[Regret, 
     for i, one in enumerate(found.sizes[1:], 1):
         least, most = (np.maximum(v - one.loss, 0) for v in one.at(base.x))
         value_low, value_high = one.mean_at(base.best_x)
+        unknown = bool(np.mean(most > least) > (1 - level) / 2) or value_low != value_high
+        # beyond the grid's end an optimum may lie anywhere: the regret is at least this, unless the base's is on its way to this one
+        beyond = base.at_low | base.at_high | one.at_low | one.at_high
+        toward = (base.at_high & (one.x > base.x)) | (base.at_low & (one.x < base.x))
+        least, most = np.where(toward, 0.0, least), np.where(beyond, np.inf, most)
         value = max(value_low - one.best_loss, 0.0)
         scale = np.maximum(np.abs(one.loss), 1e-12)
         away = base.x - one.x
-        positive = float(np.mean(away > 0) + 0.5 * np.mean(away == 0))
-        absolute = one_sided(value, least, most, positive, level)
-        relative = one_sided(value / abs(one.best_loss), least / scale, most / scale, positive, level)
+        absolute = one_sided(value, least, most, away, level)
+        relative = one_sided(value / abs(one.best_loss), least / scale, most / scale, away, level)
         gain = base.loss - one.loss + found.levels[0] - found.levels[i]
         share = None
         if np.quantile(gain, 1 - level) > 0:
             whole = max(base.best_loss - one.best_loss, 1e-12)
-            share = one_sided(value / whole, least / np.maximum(gain, 1e-12), most / np.maximum(gain, 1e-12), positive, level)  # fmt: skip
+            share = one_sided(value / whole, least / np.maximum(gain, 1e-12), most / np.maximum(gain, 1e-12), away, level)  # fmt: skip
         above, below = float(np.mean(least / scale > tolerance)), float(np.mean(most / scale <= tolerance))
-        unknown = bool(np.mean(most > least) > (1 - level) / 2) or value_low != value_high
         made.append(Regret(one.cells.size, absolute, relative, share, above, below, unknown))
     return tuple(made)
 

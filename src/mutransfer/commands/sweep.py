@@ -14,8 +14,6 @@ from mutransfer.errors import InputError
 if TYPE_CHECKING:
     from mutransfer.sweep import Wanted
 
-SEARCHES = ("grid", "adaptive", "optuna")
-
 
 @dataclass(frozen=True)
 class Sweep:
@@ -43,10 +41,18 @@ class Sweep:
     """grid (all of it), adaptive (few runs: from coarse to fine around the optimum that smaller sizes predict) or optuna."""
     executor: Annotated[str, arg(metavar="KIND")] = "local"
     """local, ray or slurm."""
+    slurm: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = ()
+    """Parameters of the Slurm jobs, such as partition=gpu time=60 (minutes) gpus_per_node=1."""
     workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Runs at once; by default one per core."""
     ranks: Annotated[int, arg(metavar="N")] = 1
     """Devices of each run, by torchrun and DDP."""
+    metric: Annotated[str, arg(metavar="NAME")] = ""
+    """What a search minimises: train_loss (the mean of the last 50 updates; the default), val_loss, mean_loss, best_val_loss; of your own function, loss."""
+    trials: Annotated[int, arg(metavar="N")] = 30
+    """Runs of the optuna search at the smallest size."""
+    tracker: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
+    """Log every run to tensorboard, trackio or wandb (offline without a login)."""
     limit: Annotated[float, arg(metavar="MINUTES")] = 10.0
     """Ask before starting what takes longer."""
     yes: bool = False
@@ -59,15 +65,16 @@ class Sweep:
     def run(self) -> int:
         """Make what is missing. Returns 0 when every run has a result (a divergence is one), 1 when runs failed."""
         from mutransfer.commands.output import command_line, require_folder, show_json
-        from mutransfer.sweep import Options, Store, sweep
+        from mutransfer.sweep import Store, complete
 
         folder = require_folder(self.out)
-        if self.search not in SEARCHES:
-            raise InputError(f"--search {self.search!r}: choose from {', '.join(SEARCHES)}")
-        options = Options(self.executor, self.workers, self.ranks, 60 * self.limit, self.yes, self.keep)
-        records = sweep(self.wanted(), folder, options)
-        with Store(folder) as store:
-            store.note("command", command_line())
+        asked = complete.request(self)
+        records = complete.answer(folder, asked)
+        if records is None:
+            records = self._make(folder)
+            with Store(folder) as store:
+                store.note("command", command_line())
+                complete.remember(store, asked, [record["key"] for record in records])
         if self.json:
             from mutransfer.sweep.store import flat_row
 
@@ -75,6 +82,18 @@ class Sweep:
         else:
             print(self._words(records))
         return 1 if any(record["status"] == "failed" for record in records) else 0
+
+    def _make(self, folder: Path) -> list[Any]:
+        from mutransfer.sweep import Options, sweep
+        from mutransfer.train import RunConfig
+
+        wanted = self.wanted()
+        metric = self.metric or ("train_loss" if isinstance(wanted[0].config, RunConfig) else "loss")
+        options = Options(
+            executor=self.executor, workers=self.workers, ranks=self.ranks, limit=60 * self.limit, yes=self.yes,
+            keep=self.keep, tracker=self.tracker, search=self.search, metric=metric, trials=self.trials,
+        )  # fmt: skip
+        return sweep(wanted, folder, options)
 
     def wanted(self) -> list[Wanted]:
         """Every run of the grid."""
@@ -126,8 +145,17 @@ class Sweep:
         return [Wanted.of(Call(self.config, str(Path.cwd()), {**given, **point})) for point in expand(axes)]
 
     def _words(self, records: list[Any]) -> str:
+        from mutransfer.sweep import Store
+
         counts: dict[str, int] = {}
         for record in records:
             counts[record["status"]] = counts.get(record["status"], 0) + 1
         said = ", ".join(f"{count} {status}" for status, count in counts.items())
-        return f"{len(records)} runs in {self.out}: {said}"
+        text = f"{len(records)} runs in {self.out}: {said}"
+        if self.search == "optuna":
+            with Store(self.out) as store:
+                tuned = store.notes()["tuned"]
+            values = tuned["values"].items()
+            best = ", ".join(f"{name}={v:.4g}" if isinstance(v, float) else f"{name}={v}" for name, v in values)
+            text = f"best of {tuned['trials']} trials at the smallest size: {best} ({tuned['metric']} {tuned['loss']:.4f})\n{text}"
+        return f"{text}\nnext: mutransfer verdict {self.out}; mutransfer report {self.out}"

@@ -34,11 +34,13 @@ class _Run:
 class Live:
     """Run, step, loss, tokens/s, share of the matmul peak (MFU), and when the whole will be done.
 
-    `varying`: the names of the fields that tell the runs apart. `total`: how many runs there will be at most. The remaining
+    `varying`: the names of the fields that tell the runs apart. `total`: how many runs there will be; with `bounded`, a
+    search decides which of them, and the remaining time is not known. The remaining
     time is the estimate of what is left, corrected by how the runs done so far compare with theirs.
     """
 
-    def __init__(self, label: str, varying: Sequence[str], total: int, cost: Cost) -> None:
+    def __init__(self, label: str, varying: Sequence[str], total: int, cost: Cost, *, bounded: bool = False) -> None:
+        self.bounded = bounded
         self.label, self.varying, self.total, self.cost = label, varying, total, cost
         self.runs: dict[str, _Run] = {}
         self.done = self.bad = 0
@@ -102,6 +104,8 @@ class Live:
 
     def eta(self) -> str:
         """The remaining time of the whole, 0:00 when all is done."""
+        if self.bounded:
+            return "–"
         pace = self.took / self.expected if self.expected > 0 else 1.0
         left = [seconds for seconds in self.left.values() if seconds == seconds]
         if len(left) < len(self.left):
@@ -113,7 +117,9 @@ class Live:
 
     def _counts(self) -> str:
         failed = f", {self.bad} failed" if self.bad else ""
-        return f"{self.done} of {self.total} runs{failed}" if self.done < self.total else f"{self.done} runs{failed}"
+        if self.bounded or self.done >= self.total:
+            return f"{self.done} runs{failed}"
+        return f"{self.done} of {self.total} runs{failed}"
 
     def _passed(self) -> str:
         return duration(time.perf_counter() - self.start)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mutransfer.commands.output import duration
 from mutransfer.errors import InputError
+from mutransfer.sweep.adaptive import adaptive
 from mutransfer.sweep.cost import Cost, estimate
-from mutransfer.sweep.driver import Driver, Record, Search, Watcher, fail_if_all_failed
+from mutransfer.sweep.driver import Driver, Record, Search, Watcher, fail_if_all_failed, grid
 from mutransfer.sweep.executor import Executor
 from mutransfer.sweep.live import Live
+from mutransfer.sweep.points import every, groups
 from mutransfer.sweep.store import Store
+from mutransfer.sweep.tracked import Tracked
+from mutransfer.sweep.tune import tune
 from mutransfer.sweep.wanted import Wanted
 from mutransfer.sweep.workers import Workers, available_cores
 
 EXECUTORS = ("local", "ray", "slurm")
+SEARCHES = ("grid", "adaptive", "optuna")
 
 
 @dataclass(frozen=True)
@@ -38,67 +44,89 @@ class Options:
     keep: bool = False
     slurm: tuple[str, ...] = ()
     tracker: tuple[str, ...] = ()
+    search: str = "grid"
+    metric: str = "train_loss"
+    trials: int = 30
 
 
 def sweep(
-    runs: Sequence[Wanted],
-    folder: Path,
-    options: Options | None = None,
-    *,
-    searches: Callable[[Driver], Sequence[Search]] | None = None,
-    label: str = "sweep",
-    share: tuple[float, str] = (1.0, ""),
+    runs: Sequence[Wanted], folder: Path, options: Options | None = None, *, label: str = "sweep"
 ) -> list[Record]:
-    """Make those of `runs` that the store in `folder` does not hold, and return the records of all, in order.
+    """Make those of `runs` that the store in `folder` does not hold, and return the records.
 
-    With `searches`, only the runs that these ask for are made, out of `runs`; the records of those are returned. `share`:
-    what part of the cost of all runs the search is expected to need, and the words that say so.
+    With `options.search` other than "grid", runs are made only where the search needs them, at learning rates of its own
+    too; the records are those of the runs that it asked for.
     Raises InputError for bad options, when the user says no, and when every run failed.
     """
     options = options or Options()
     _check(options)
     known = _known(folder)
-    unknown = {run.result: run for run in runs if run.result not in known}
-    with Store(folder) as store:
-        if not unknown and searches is None:
-            driver = Driver(store, _Nobody(), ranks=options.ranks)
-            return _follow(driver, runs, None)
-        with open_executor(options, len(unknown), folder) as executor:
-            cost = estimate(list(unknown.values()), executor, options.ranks, list(known.values()))
-            if unknown:
-                _say(_estimate_words(cost, runs, unknown, share, options))
-                _confirm(cost, share[0], options)
-            watchers: list[Watcher] = []
-            live = Live(label, varying(runs), len(unknown), cost)
-            watchers.append(live)
-            if options.tracker:
-                from mutransfer.sweep.tracking import Tracked
-
-                watchers.append(Tracked(options.tracker, label, folder, live.varying))
-            driver = Driver(store, executor, watchers, ranks=options.ranks, keep=options.keep)
-            with live:
-                return _follow(driver, runs, searches)
-
-
-def _follow(
-    driver: Driver, runs: Sequence[Wanted], searches: Callable[[Driver], Sequence[Search]] | None
-) -> list[Record]:
-    from mutransfer.sweep.driver import Ask
-
-    records: list[Record] = []
-
-    def everything() -> Search:
-        records.extend((yield [Ask(run) for run in sorted(runs, key=_work, reverse=True)]))
-
-    driver.run([everything()] if searches is None else searches(driver))
-    if searches is None:
-        by_key = {record["key"]: record for record in records}
-        records = [by_key[run.key] for run in runs]
-    else:
-        ended = driver.store.records()
-        records = [ended[run.key] for run in runs if run.key in ended]
+    missing = {run.result: run for run in runs if run.result not in known}
+    plain = options.search == "grid"
+    with contextlib.ExitStack() as stack:
+        executor: Any = _Nobody()
+        cost = Cost({}, {}, None, 1)
+        if missing or not plain:
+            executor = stack.enter_context(open_executor(options, len(missing), folder))
+            cost = estimate(list(missing.values()), executor, options.ranks, list(known.values()))
+            share = 1.0 if plain else expected_share(runs, options, cost)
+            if missing:
+                _say(_estimate_words(cost, runs, missing, share, options))
+                _confirm(cost, share, options)
+        # only now: a sweep that is not wanted leaves no folder behind
+        store = stack.enter_context(Store(folder))
+        watchers: list[Watcher] = []
+        if missing or not plain:
+            live = stack.enter_context(Live(label, varying(runs), len(missing), cost, bounded=not plain))
+            watchers = [live, *(Tracked(name, label, folder, live.varying) for name in options.tracker)]
+        driver = Driver(store, executor, watchers, ranks=options.ranks, keep=options.keep)
+        asked: dict[str, None] = {}
+        driver.run([_noted(search, asked) for search in searches(runs, options, driver)])
+        ended = store.records()
+    records: list[Record] = [ended[key] for key in ([run.key for run in runs] if plain else asked)]
     fail_if_all_failed(records)
     return records
+
+
+def searches(runs: Sequence[Wanted], options: Options, driver: Driver) -> list[Search]:
+    """What asks for runs: the grid, one adaptive search per group, or optuna's."""
+    if options.search == "adaptive":
+        return [adaptive(group, options.metric, driver) for group in groups(runs)]
+    if options.search == "optuna":
+        return [tune(runs, options.metric, options.trials, driver)]
+    return [grid(sorted(runs, key=_work, reverse=True))]
+
+
+def _noted(search: Search, asked: dict[str, None]) -> Search:
+    """The search, with the keys of all its runs kept in order."""
+    records: Sequence[Record] | None = None
+    while True:
+        try:
+            asks = next(search) if records is None else search.send(records)
+        except StopIteration:
+            return
+        asked |= {ask.run.key: None for ask in asks}
+        records = yield asks
+
+
+def expected_share(runs: Sequence[Wanted], options: Options, cost: Cost) -> float:
+    """The part of the whole grid's time that a search is expected to need."""
+    total = needed = 0.0
+    for group in groups(runs) if options.search == "adaptive" else [every(runs)]:
+        seeds = len(group.seeds)
+        each = sum(1 for run in runs if run.result in cost.seconds) / (len(group.sizes) * seeds) or 1.0
+        for place, size in enumerate(group.sizes):
+            took = [cost.seconds.get(group.templates[size, seed].result, 0.0) for seed in group.seeds]
+            one = sum(took) / len(took)
+            if options.search == "adaptive":
+                each = len(group.log2_lrs)
+                # coarse rates, two finer ones, three of another seed
+                coarse = 3 if place else 1 + group.log2_lrs[-1] - group.log2_lrs[0]
+                here = min(coarse + 2 + 3 * (seeds > 1), each * seeds)
+            else:
+                here = 3 * seeds + options.trials * (place == 0)
+            total, needed = total + one * each * seeds, needed + one * here
+    return needed / total if total else 1.0
 
 
 def _work(run: Wanted) -> float:
@@ -133,7 +161,7 @@ def open_executor(options: Options, runs: int, folder: Path) -> Any:
     if options.executor == "ray":
         from mutransfer.sweep.ray import RayCluster
 
-        return RayCluster(options.workers)
+        return RayCluster(options.workers, options.ranks)
     if options.executor == "slurm":
         from mutransfer.sweep.slurm import Slurm
 
@@ -143,15 +171,16 @@ def open_executor(options: Options, runs: int, folder: Path) -> Any:
 
 
 def _check(options: Options) -> None:
-    if options.executor not in EXECUTORS:
-        raise InputError(f"executor={options.executor!r}: choose from {', '.join(EXECUTORS)}")
-    for name, value in (("workers", options.workers), ("ranks", options.ranks)):
+    for name, value, known in (("executor", options.executor, EXECUTORS), ("search", options.search, SEARCHES)):
+        if value not in known:
+            raise InputError(f"{name}={value!r}: choose from {', '.join(known)}")
+    for name, value in (("workers", options.workers), ("ranks", options.ranks), ("trials", options.trials)):
         if value is not None and value < 1:
             raise InputError(f"{name}={value}: give a whole number of at least 1")
 
 
 def _estimate_words(
-    cost: Cost, runs: Sequence[Wanted], unknown: dict[str, Wanted], share: tuple[float, str], options: Options
+    cost: Cost, runs: Sequence[Wanted], unknown: dict[str, Wanted], share: float, options: Options
 ) -> str:
     total = len({run.result for run in runs})
     known = f", {total - len(unknown)} known" if len(unknown) < total else ""
@@ -161,7 +190,9 @@ def _estimate_words(
         return f"{len(unknown)} runs{alike}{known} on {places}; how long they take is known after the first of them"
     flops = sum(cost.flops.values())
     about = f"{len(unknown)} runs{alike}{known} on {places}: about {duration(cost.wall)}, {flops:.2g} FLOP"
-    return about if share[0] == 1 else f"at most {about}; {share[1]}: about {duration(share[0] * cost.wall)}"
+    if options.search == "grid":
+        return about
+    return f"the whole grid is {about}; --search {options.search} is expected to need {100 * share:.0f} % of it, about {duration(share * cost.wall)}"
 
 
 def _confirm(cost: Cost, share: float, options: Options) -> None:

@@ -56,7 +56,9 @@ def plan_table(run: Run) -> str:
 
 
 def check_recipes(layout: Layout, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """A small coordinate check of every group over the first axis at the sweep's sizes: label → report and picture, for the notes.
+    """A small coordinate check of every group over the first axis at the sweep's sizes: name → report and picture, for the notes.
+
+    The name is the recipe where the groups differ by nothing else, and the group's label otherwise.
 
     Raises InputError for runs that are not of our configs, and for fewer sizes than a check takes.
     """
@@ -68,7 +70,8 @@ def check_recipes(layout: Layout, tell: Callable[[str], None]) -> dict[str, dict
                 "--check: these runs are of your own function; write mutransfer check package.module:build"
             )
         tell(f"coordinate check of {label}")
-        found[label] = _check(layout, comparison, runs)
+        name = str(runs[0].fields["recipe"]) if set(layout.by) <= {"recipe"} else label
+        found[name] = _check(layout, comparison, runs)
     return found
 
 

@@ -175,7 +175,8 @@ class SweepReport:
 
     def _checks(self) -> list[Section]:
         parts = []
-        for name, note in self.layout.sweep.notes.items():
+        notes = sorted(self.layout.sweep.notes.items(), key=lambda item: (item[0] != "check:sp", item[0]))
+        for name, note in notes:
             if name.startswith("check:") and isinstance(note, Mapping) and "report" in note:
                 recipe = name.removeprefix("check:")
                 picture = base64.b64decode(note["picture"]) if note.get("picture") else None
@@ -221,7 +222,9 @@ def _several(values: Sequence[Any]) -> str:
     counts = Counter(str(value) for value in values)
     if len(counts) <= 1:
         return next(iter(counts), "")
-    return f"{len(counts)} different: " + "; ".join(f"{value} ({count} runs)" for value, count in counts.most_common())
+    return f"{len(counts)} different: " + "; ".join(
+        f"{value} ({count} {'run' if count == 1 else 'runs'})" for value, count in counts.most_common()
+    )
 
 
 def _environment(run: Run) -> str:

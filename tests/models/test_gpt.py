@@ -324,6 +324,19 @@ def test_loss_is_the_mean_cross_entropy():
     torch.testing.assert_close(gpt_loss(model, (x, y)), F.cross_entropy(model(x).view(-1, 11), y.view(-1)))
 
 
+@pytest.mark.parametrize("positions", ["learned", "none"])
+def test_one_multiplier_on_embedding_and_logits_of_a_tied_model_is_a_gauge(positions):
+    """Input and logits × a of one shared tensor: a model without either whose embeddings are a times as large."""
+    scaled = build(tied=True, positions=positions, embedding_multiplier=5, logit_multiplier=5)
+    plain = build(tied=True, positions=positions)
+    with torch.no_grad():
+        for name, p in plain.named_parameters():
+            p.mul_(5 if name.startswith(("wte", "wpe")) else 1)
+    torch.testing.assert_close(scaled(tokens()), plain(tokens()))
+    (halved, same), x = (build(logit_multiplier=m) for m in (0.5, 1.0)), tokens()
+    assert torch.equal(2 * halved(x), same(x))
+
+
 def test_factory_is_config_and_model_in_one_and_can_be_pickled():
     make = pickle.loads(pickle.dumps(gpt_factory(vocab_size=65, head_size=16)))
     model = make(width=64, depth=2)
@@ -375,6 +388,8 @@ def test_config_survives_json_lists_and_numpy_integers():
         ({"dropout": -0.1}, ("dropout=-0.1",)),
         ({"init_std": -0.1}, ("init_std=-0.1",)),
         ({"init_std": math.inf}, ("init_std=inf",)),
+        ({"logit_multiplier": 0}, ("logit_multiplier=0", "above 0")),
+        ({"embedding_multiplier": -1.0}, ("embedding_multiplier=-1.0",)),
         ({"tied": "yes"}, ("tied='yes'", "True or False")),
     ],
     ids=str,

@@ -48,6 +48,14 @@ def test_equal_runs_have_one_hash_and_each_field_changes_it() -> None:
     assert len({run.hash(), *(replace(run, **change).hash() for change in changes)}) == 5
 
 
+def test_a_field_added_later_does_not_orphan_runs_stored_before() -> None:
+    run = RUNS[0]
+    assert "logit_multiplier" not in run.to_dict()["model"]
+    scaled = replace(run, model=replace(GPT, logit_multiplier=5))
+    assert scaled.to_dict()["model"]["logit_multiplier"] == 5.0 and scaled.hash() != run.hash()
+    assert RunConfig.from_dict(scaled.to_dict()) == scaled
+
+
 def test_the_hash_does_not_depend_on_the_session() -> None:
     code = "from mutransfer.train import RunConfig; print(RunConfig(base={'depth': 2, 'width': 64}).hash())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,7 +2,7 @@
 
     python benchmarks/sweep_kills.py [--kills 100] [--seed 0]
 
-Two kinds of sweeps take turns: one calls a user's function that appends a line to a log as the last thing it does, so that
+Two kinds of sweeps, at the same time: one calls a user's function that appends a line to a log as the last thing it does, so that
 every execution that ended is counted without the product's help; the other trains small GPTs that leave checkpoints. Each is
 a process `mutransfer sweep` that is killed with signal 9 at random times, it or one of its workers, and started again
 until it ends by itself. After each kill of the whole, none of its processes may be left. Prints one line; exit code 1 if
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def run(width, lr, seed):
     os.write(log, f"{width} {lr} {seed}\\n".encode())
     return x * x
 '''
+KINDS = ("function", "gpt")
 COMMAND = "import sys; from mutransfer.cli import main; sys.exit(main())"
 COSTS = ("seconds", "cpu_seconds", "ended", "attempts", "copied_from", "environment", "git", "version")
 
@@ -90,6 +92,11 @@ def children(pid: int) -> dict[int, tuple[str, str]]:
     return found
 
 
+def workers(pid: int) -> list[int]:
+    """The worker processes of a sweep."""
+    return sorted(child for child, (_, words) in children(pid).items() if "spawn_main" in words)
+
+
 def left(processes: dict[int, tuple[str, str]], within: float = 10.0) -> list[int]:
     """Those that still run after a while."""
     end = time.monotonic() + within
@@ -126,46 +133,49 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=24, help="runs of each sweep")
     parser.add_argument("--seconds", type=float, default=0.6, help="of a run of the function")
     parser.add_argument("--steps", type=int, default=150, help="of a run of ours")
-    parser.add_argument("--longest", type=float, default=8.0, help="seconds between a start and a kill at most")
+    parser.add_argument("--longest", type=float, default=3.0, help="seconds from a kill to the next one at most")
     options = parser.parse_args()
-    chance = random.Random(options.seed)
-    counts: Counter[str] = Counter()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        kinds = Kinds(folder, options.runs, options.seconds, options.steps)
-        calm: dict[str, dict[str, Any]] = {}
-        for kind in kinds.arguments:
-            if kinds.start(kind, folder / f"calm-{kind}").wait() != 0:
-                print("an undisturbed sweep failed")
-                return 1
-            calm[kind] = content(folder / f"calm-{kind}")
-        sweeps = 0
-        while counts["worker kills"] + counts["whole kills"] < options.kills:
-            for kind in kinds.arguments:
-                kinds.log.unlink(missing_ok=True)
-                out = folder / f"{kind}-{sweeps}"
-                sweeps += 1
-                disturbed(kinds, kind, out, options, chance, counts)
-                found = content(out)
-                counts["lost"] += len(calm[kind].keys() - found.keys())
-                counts["different"] += sum(found.get(key) != value for key, value in calm[kind].items())
-                if kind == "function":
-                    lines = Counter(kinds.log.read_text().splitlines())
-                    counts["executions"] += sum(lines.values())
-                    counts["doubled"] += sum(lines.values()) - len(lines)
-                    counts["lost"] += len(calm[kind]) - len(lines)
-                counts["runs"] += len(found)
-                scraps = [path.name for path in out.rglob("*") if path.is_file() and "runs.sqlite" not in path.name]
-                counts["files left"] += len(scraps)
+        kinds = Kinds(Path(place), options.runs, options.seconds, options.steps)
+        # the two kinds at the same time, on more processes than cores: moments at which to be killed come in all sorts
+        with ThreadPoolExecutor(2) as pool:
+            counts = sum(pool.map(lambda kind: tortured(kinds, kind, Path(place), options), KINDS), Counter[str]())
     bad = sum(counts[name] for name in ("lost", "doubled", "different", "processes left"))
     print(
-        f"{counts['worker kills']} kills of a worker and {counts['whole kills']} of the whole in {sweeps} sweeps of "
+        f"{counts['worker kills']} kills of a worker and {counts['whole kills']} of the whole in {counts['sweeps']} sweeps of "
         f"{counts['runs']} runs ({counts['executions']} counted executions): {counts['lost']} lost, {counts['doubled']} doubled, "
         f"{counts['different']} different from undisturbed sweeps, {counts['processes left']} processes left, "
         f"{counts['files left']} files left; {time.monotonic() - began:.0f} s"
     )
     return 1 if bad else 0
+
+
+def tortured(kinds: Kinds, kind: str, folder: Path, options: argparse.Namespace) -> Counter[str]:
+    """An undisturbed sweep, and disturbed ones until this kind has had its half of the kills."""
+    if kinds.start(kind, folder / f"calm-{kind}").wait() != 0:
+        raise RuntimeError(f"the undisturbed sweep {kind} failed")
+    calm = content(folder / f"calm-{kind}")
+    chance = random.Random(f"{options.seed} {kind}")
+    counts: Counter[str] = Counter()
+    while counts["worker kills"] + counts["whole kills"] < options.kills / 2:
+        out = folder / f"{kind}-{counts['sweeps']}"
+        counts["sweeps"] += 1
+        if kind == "function":
+            kinds.log.unlink(missing_ok=True)
+        disturbed(kinds, kind, out, options, chance, counts)
+        found = content(out)
+        counts["runs"] += len(found)
+        counts["lost"] += len(calm.keys() - found.keys())
+        counts["different"] += sum(found.get(key) != value for key, value in calm.items())
+        if kind == "function":
+            lines = Counter(kinds.log.read_text().splitlines())
+            counts["executions"] += sum(lines.values())
+            counts["doubled"] += sum(lines.values()) - len(lines)
+            counts["lost"] += len(calm) - len(lines)
+        scraps = [path.name for path in out.rglob("*") if path.is_file() and "runs.sqlite" not in path.name]
+        counts["files left"] += len(scraps)
+    return counts
 
 
 def disturbed(
@@ -174,15 +184,18 @@ def disturbed(
     """One sweep to its end, started again after every kill of the whole, and while runs count as failed."""
     process = kinds.start(kind, out)
     for _ in range(1000):
+        spare = counts["worker kills"] + counts["whole kills"] >= options.kills / 2
+        a_worker, at_work = chance.random() < 0.5, chance.random() < 0.75
+        after = chance.uniform(0.0, options.longest)
+        if not spare and (a_worker or at_work):  # else it may still be starting
+            while process.poll() is None and not workers(process.pid):
+                time.sleep(0.05)
         try:
-            end = time.monotonic() + chance.uniform(0.1, options.longest)
-            spare = counts["worker kills"] + counts["whole kills"] >= options.kills
-            code = process.wait(None if spare else end - time.monotonic())
+            code = process.wait(None if spare else after)
         except subprocess.TimeoutExpired:
-            below = children(process.pid)
-            workers = [pid for pid, (_, words) in below.items() if "spawn_main" in words]
-            if workers and chance.random() < 0.5:
-                os.kill(chance.choice(workers), signal.SIGKILL)
+            below, at = children(process.pid), workers(process.pid)
+            if a_worker and at:
+                os.kill(chance.choice(at), signal.SIGKILL)
                 counts["worker kills"] += 1
                 continue
             process.send_signal(signal.SIGKILL)

@@ -110,12 +110,13 @@ def wrong(send: Send) -> None:
 def gone(pid: int, within: float = 10.0) -> bool:
     """Whether a process ends soon."""
     end = time.monotonic() + within
-    while time.monotonic() < end:
+    while True:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             return True
         if state == "Z":
             return True
+        if time.monotonic() >= end:
+            return False
         time.sleep(0.05)
-    return False

@@ -14,7 +14,8 @@ import queue
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from mutransfer.errors import InputError
@@ -37,8 +38,8 @@ class RayCluster:
             _join(self._ray)
         self._workers, self._ranks = workers, ranks
         self._gpu = self._ray.cluster_resources().get("GPU", 0) >= ranks
-        self._free: list[Any] = []
-        self._running: dict[str, tuple[Any, Any]] = {}  # job → its actor, the stream of its messages
+        self._free: list[_Member] = []
+        self._running: dict[str, tuple[_Member, Any]] = {}  # job → its actor, the stream of its messages
         self._waiting: deque[tuple[str, Function, tuple[Any, ...]]] = deque()
 
     def __enter__(self) -> RayCluster:
@@ -63,8 +64,11 @@ class RayCluster:
     @property
     def pids(self) -> list[int]:
         """The processes of the actors that are there now."""
-        actors = [*self._free, *(actor for actor, _ in self._running.values())]
-        return self._ray.get([actor.pid.remote() for actor in actors])
+        return [*self.pids_of(self._running), *self._ray.get([member.pid for member in self._free])]
+
+    def pids_of(self, jobs: Iterable[str]) -> list[int]:
+        """The processes that these jobs run in."""
+        return self._ray.get([self._running[job][0].pid for job in jobs])
 
     def submit(self, job: str, function: Function, *arguments: Any) -> None:
         """Queue `function(*arguments, send)`."""
@@ -95,8 +99,8 @@ class RayCluster:
         except errors.RayTaskError as error:
             kind, value = "error", RuntimeError(str(error.cause or error))
         except (errors.RayError, StopIteration) as error:
-            actor, _ = self._running.pop(job)
-            self._ray.kill(actor)
+            member, _ = self._running.pop(job)
+            self._ray.kill(member.actor)
             return Event(job, "lost", f"its Ray actor died: {_first_line(error)}")
         if kind != "message":
             self._free.append(self._running.pop(job)[0])
@@ -106,8 +110,8 @@ class RayCluster:
         """Stop every actor at once, and Ray itself where this object started or joined it."""
         if not self._ray.is_initialized():
             return
-        for actor in [*self._free, *(actor for actor, _ in self._running.values())]:
-            self._ray.kill(actor)
+        for member in [*self._free, *(member for member, _ in self._running.values())]:
+            self._ray.kill(member.actor)
         self._free.clear()
         self._running.clear()
         self._waiting.clear()
@@ -116,13 +120,22 @@ class RayCluster:
 
     def _dispatch(self) -> None:
         while self._waiting and (self._free or len(self._running) < self.count):
-            actor = self._free.pop() if self._free else self._start()
+            member = self._free.pop() if self._free else self._start()
             job, function, arguments = self._waiting.popleft()
-            self._running[job] = (actor, actor.run.remote(function, arguments))
+            self._running[job] = (member, member.actor.run.remote(function, arguments))
 
-    def _start(self) -> Any:
+    def _start(self) -> _Member:
         devices = {"num_gpus": self._ranks} if self._gpu else {"num_cpus": self._ranks}
-        return self._ray.remote(_Actor).options(**devices, max_restarts=0).remote()
+        actor = self._ray.remote(_Actor).options(**devices, max_restarts=0).remote()
+        return _Member(actor, actor.pid.remote())
+
+
+@dataclass(frozen=True)
+class _Member:
+    """An actor, and its answer to the question for its process, asked before it has work."""
+
+    actor: Any
+    pid: Any
 
 
 class _Actor:

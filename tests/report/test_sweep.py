@@ -255,3 +255,24 @@ def test_plan_and_check_come_from_the_runs_own_configs(tmp_path: Path, capsys: p
     assert notes["check:mup"]["report"]["axis"] == "width" and notes["check:mup"]["report"]["verdict"] != "FAIL"
     text = (tmp_path / "s" / "report.html").read_text()
     assert "Coordinate check: μP" in text and "Plan: μP" in text and "Plan: SP" not in text
+
+
+def test_a_run_given_up_early_is_never_the_best_of_its_size(tmp_path: Path) -> None:
+    from mutransfer.report.figures import _best  # its loss is that of an earlier step: it must not be compared
+
+    with Store(tmp_path / "s") as store:
+        for i, (x, status) in enumerate(((-6, "finished"), (-5, "stopped"), (-4, "diverged"))):
+            store.add(record(str(i), config("mup", 64, x, 0), 2.0 - 0.1 * i, status=status))
+    found = layout(tmp_path / "s")
+    rate, runs = _best(found, found.sweep.runs)
+    assert rate == 2**-6 and [run.key for run in runs] == ["0"]
+
+
+def test_own_functions_without_learning_rate_still_get_their_curves(tmp_path: Path) -> None:
+    with Store(tmp_path / "s") as store:
+        for i in range(3):
+            row = record(str(i), {"function": "mine:run", "noise": i}, 2.0, metrics={"loss": 2.0 + i}, flops=None)
+            store.add(row, [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}])
+    report = SweepReport(layout(tmp_path / "s"), {})
+    assert [drawing.draw("png")[:4] for drawing in report.drawings()] == [b"\x89PNG"] * 4
+    assert list(report.layout.labels) == ["noise 0", "noise 1", "noise 2"]

@@ -100,11 +100,12 @@ def _draw_best(layout: Layout, axis: str, groups: Mapping[str, Sequence[Run]], f
                 continue
             curve, gone = _mean_curve(layout, chosen)
             name = f"{axis} {shown(size)}" if axis else ""
-            axes.plot(*curve, color=colours[size], lw=1.4, label=f"{name}, {_tex(rate)}".strip(", "))
+            axes.plot(*curve, color=colours[size], lw=1.4, label=", ".join(filter(None, (name, _tex(rate)))))
             _crosses(axes, gone, colours[size])
             drawn.append(curve)
         axes.set_title(label, fontsize=11, fontweight="bold")
-        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        if any(not str(line.get_label()).startswith("_") for line in axes.lines):
+            axes.legend(frameon=False, fontsize=8, loc="upper right")
     _frame(panels, drawn, layout)
     return _bytes(figure, format)
 
@@ -155,13 +156,14 @@ def _best(layout: Layout, runs: Sequence[Run]) -> tuple[float, list[Run]]:
     """The LR of the grid with the lowest mean loss among those at which every run finished; and its runs."""
     found = {}
     for rate, same in _split(runs, lambda run: _rate(layout, run)).items():
-        losses = [run.metric(layout.metric) for run in same if run.status != "failed"]
+        kept = [run for run in same if run.status != "failed"]
+        losses = [run.metric(layout.metric) if run.status == "finished" else None for run in kept]
         if losses and all(loss is not None for loss in losses):
-            found[rate] = float(np.mean([loss for loss in losses if loss is not None])), same
+            found[rate] = float(np.mean([loss for loss in losses if loss is not None])), kept
     if not found:
         return math.nan, []
     rate = min(found, key=lambda rate: found[rate][0])
-    return rate, [run for run in found[rate][1] if run.status != "failed"]
+    return rate, found[rate][1]
 
 
 def _mean_curve(layout: Layout, runs: Sequence[Run]) -> tuple[Curve, list[tuple[float, float]]]:
@@ -231,7 +233,7 @@ def _colours(count: int, name: str) -> list[Any]:
 
 
 def _tex(rate: float) -> str:
-    text = shown_lr(rate)
+    text = "" if math.isnan(rate) else shown_lr(rate)
     return f"$2^{{{text[2:]}}}$" if text.startswith("2^") else text
 
 

@@ -12,7 +12,7 @@ from mutransfer.report.html import Answer, Table
 from mutransfer.report.runs import Comparison, Layout, Run, shown_lr
 
 if TYPE_CHECKING:
-    from mutransfer.verdict import Estimate, Verdict
+    from mutransfer.verdict import Estimate, Optimum, Verdict
 
 _MOST_RUNS = 6  # groups of runs named in a sentence
 
@@ -147,7 +147,7 @@ def optima_table(found: Along) -> Table:
                 f"{best.edge}est LR of the grid" if best.edge else "",
                 "next to divergence" if best.beside_wall else "",
                 "two minima" if best.bimodal else "",
-                f"diverges from 2^{min(best.walls):g} up" if best.walls else "",
+                _walls(best),
             ]
             seeds = len(best.seeds) if verdict.columns["seed"] else ""
             rows.append((label, f"{best.size:g}", span(best.log2_lr), span(best.loss, 4), f"{len(best.points)}", f"{seeds}",
@@ -190,6 +190,20 @@ def _interval(estimate: Estimate, digits: int, signed: bool, scale: float, unit:
         return f"{scale * value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
     return f"{text(estimate.value)}{unit} [{text(estimate.low)}, {text(estimate.high)}]"
+
+
+def _walls(best: Optimum) -> str:
+    """Where runs diverged."""
+    if not best.walls:
+        return ""
+    above = [y for x, y in best.points if x >= min(best.walls)]
+    if len(best.walls) > 1 and not any(map(math.isfinite, above)):
+        return f"diverged from {_power(min(best.walls))} up"
+    return f"diverged at {', '.join(map(_power, best.walls))}"
+
+
+def _power(log2_lr: float) -> str:
+    return f"2^{log2_lr:.4g}"
 
 
 def _cost(verdict: Verdict) -> str:

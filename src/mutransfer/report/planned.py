@@ -63,6 +63,8 @@ def check_recipes(layout: Layout, tell: Callable[[str], None]) -> dict[str, dict
     Raises InputError for runs that are not of our configs, and for fewer sizes than a check takes.
     """
     comparison = layout.comparisons[0]
+    if not comparison.axis:
+        raise InputError("--check: the runs have no size, such as width or depth, along which to check")
     found = {}
     for label, runs in comparison.groups.items():
         if not isinstance(runs[0].record["config"].get("model"), Mapping):

@@ -195,7 +195,7 @@ class SweepReport:
     def provenance(self) -> Provenance:
         """What the rows say of themselves; nothing of the machine that writes the page."""
         runs, layout = self.layout.sweep.runs, self.layout
-        ends = sorted(str(run.record["ended"]) for run in runs)
+        ends = sorted(_moment(str(run.record["ended"])) for run in runs)
         facts = [
             ("command", str(layout.sweep.notes.get("command", "unknown"))),
             ("mutransfer", _several([run.record["version"] for run in runs])),
@@ -225,6 +225,12 @@ def _several(values: Sequence[Any]) -> str:
     return f"{len(counts)} different: " + "; ".join(
         f"{value} ({count} {'run' if count == 1 else 'runs'})" for value, count in counts.most_common()
     )
+
+
+def _moment(text: str) -> str:
+    """2026-01-31 12:05:10 UTC, from the ISO form of the store."""
+    day, _, hour = text.replace("T", " ").partition(" ")
+    return f"{day} {hour[:8]} UTC" if hour.endswith("+00:00") else text
 
 
 def _environment(run: Run) -> str:

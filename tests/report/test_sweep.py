@@ -216,6 +216,9 @@ def test_the_command_writes_page_and_figures_and_prints_json(
         Path(name).name for name in found["figures"]
     )
     assert main(["report", str(tmp_path / "nothing")]) == 2
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(width), "--figures", str(tmp_path / "file")]) == 2
+    assert "is a file, not a folder" in capsys.readouterr().err
     assert main(["report", str(width), "--format", "gif"]) == 2
     assert "--format 'gif': write one of png, svg, pdf" in capsys.readouterr().err
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
-
-from mutransfer.errors import InputError
-
-if TYPE_CHECKING:
-    from mutransfer.report.runs import Layout
 
 
 @dataclass(frozen=True)
@@ -45,39 +40,19 @@ class Report:
 
     def run(self) -> int:
         """Write the page and the figures. Returns 0."""
-        from mutransfer.commands.output import require_file, require_folder, show_json
-        from mutransfer.files import write_whole
-        from mutransfer.report.figures import FORMATS, Drawing
-        from mutransfer.report.html import write_page
-        from mutransfer.report.runs import Layout, SweepRuns
-        from mutransfer.report.sweep import SweepReport
+        from mutransfer.commands.output import require_file, show_json
+        from mutransfer.report.write import write_report
 
         page = require_file(self.out or self.folder / "report.html", "--out")
-        if self.format not in FORMATS:
-            raise InputError(f"--format {self.format!r}: write one of {', '.join(FORMATS)}")
         if self.figures is not None:
-            require_folder(self.figures)
-        layout = Layout.of(SweepRuns.read(self.folder), self.metric, self.by)
-        if self.check:
-            self._check(layout)
-            layout = Layout.of(SweepRuns.read(self.folder), self.metric, self.by)
-        report = SweepReport(layout, self._plans(layout))
-        drawn: dict[tuple[str, str], bytes] = {}
-
-        def draw(drawing: Drawing, format: str = "png") -> bytes:
-            if (drawing.name, format) not in drawn:
-                drawn[drawing.name, format] = drawing.draw(format)
-            return drawn[drawing.name, format]
-
-        sections = report.sections(draw)
-        name = self.folder.absolute().name
-        write_page(page, f"Sweep: {name}", sections, report.provenance())
-        files = []
-        if self.figures is not None:
-            for drawing in report.drawings():
-                files.append(write_whole(self.figures / f"{drawing.name}.{self.format}", draw(drawing, self.format)))
+            require_file(self.figures / "picture", "--figures")
+        written = write_report(
+            self.folder, page, metric=self.metric, by=self.by, figures=self.figures, format=self.format, check=self.check,
+            tell=lambda text: print(text, file=sys.stderr, flush=True),
+        )  # fmt: skip
+        report = written.report
         if self.json:
-            show_json({**report.to_dict(), "report": page, "figures": files})
+            show_json({**report.to_dict(), "report": page, "figures": written.figures})
             return 0
         for one in report.judged:
             over = f" {one.comparison.where}" if len(report.judged) > 1 else ""
@@ -87,31 +62,6 @@ class Report:
                 else:
                     print(f"{label}{over}: no verdict: {one.refused[label]}")
         print(f"report: {page}")
-        if files:
-            print(f"figures: {', '.join(str(file) for file in files)}")
+        if written.figures:
+            print(f"figures: {', '.join(map(str, written.figures))}")
         return 0
-
-    def _plans(self, layout: Layout) -> dict[str, str]:
-        """The printed plans, from the store's notes or made now and kept there: making one takes longer than all the rest."""
-        from mutransfer.report.planned import plan_key, plan_table, planned
-        from mutransfer.sweep.store import Store
-
-        known = {
-            name.removeprefix("plan:"): text for name, text in layout.sweep.notes.items() if name.startswith("plan:")
-        }
-        missing = {plan_key(run): run for run in planned(layout).values() if plan_key(run) not in known}
-        made = {key: plan_table(run) for key, run in missing.items()}
-        if made:
-            with Store(self.folder, create=False) as store:
-                for key, text in made.items():
-                    store.note(f"plan:{key}", text)
-        return {**known, **made}
-
-    def _check(self, layout: Layout) -> None:
-        from mutransfer.report.planned import check_recipes
-        from mutransfer.sweep.store import Store
-
-        found: dict[str, Any] = check_recipes(layout, lambda text: print(text, file=sys.stderr, flush=True))
-        with Store(self.folder, create=False) as store:
-            for label, note in found.items():
-                store.note(f"check:{label}", note)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def test_killed_job_is_lost_with_a_reason_and_errors_travel(tmp_path: Path) -> N
 
 _PARENT = """
 import sys
+from functools import partial
 from pathlib import Path
 from mutransfer.sweep.slurm import Slurm
 from tests.sweep.small import tell
@@ -86,3 +88,23 @@ def test_wrong_parameters_are_one_line(tmp_path: Path, words: tuple[str, ...], s
         Slurm(tmp_path, None, words)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == [] or "colour" in said
+
+
+def _out_of_time(stopped: type[Exception], send: object) -> None:
+    """What submitit's signal at the end of a job's time does to a user's function, whose errors are quoted."""
+    try:
+        raise stopped("Job not requeued because: timed-out and not checkpointable.")
+    except stopped as error:
+        raise InputError(f"run(lr=0.1) raised {error}") from error
+
+
+def test_end_of_a_jobs_time_is_no_error_of_its_run() -> None:
+    from submitit.core.utils import UncompletedJobError
+
+    from mutransfer.sweep.executor import answer
+    from mutransfer.sweep.slurm import _Stopped, _unless_stopped
+
+    with pytest.raises(_Stopped, match="timed-out"):
+        answer(partial(_unless_stopped, UncompletedJobError, _out_of_time), (UncompletedJobError,), print)
+    kind, error = answer(partial(_unless_stopped, UncompletedJobError, wrong), (), print)
+    assert kind == "error" and "ZeroDivisionError" in str(error)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mutransfer.commands.output import Progress, duration, require_folder
-from mutransfer.errors import InputError
-from mutransfer.quickstart import jobs
-from mutransfer.quickstart.optimum import Transfer, optima
+from mutransfer.commands.output import Progress, command_line, duration, require_folder
+from mutransfer.quickstart.checks import check_recipe
 from mutransfer.quickstart.setting import RECIPES, TITLES, Setting
-from mutransfer.quickstart.store import Store
-from mutransfer.quickstart.workers import Job, Workers, available_cores
+
+if TYPE_CHECKING:
+    from mutransfer.data import TextData
+    from mutransfer.sweep.executor import Executor
+    from mutransfer.verdict import Verdict
 
 _CHECK_COST = 7.0  # a recorded step of the check against a plain training step of the same rows, measured
 _MOST_WORKERS = 8
@@ -25,8 +26,8 @@ _MOST_WORKERS = 8
 class Outcome:
     """The verdicts: one coordinate check and one transfer of each parametrization, and where the report is."""
 
-    checks: dict[str, dict[str, Any]]
-    transfers: dict[str, Transfer]
+    checks: Mapping[str, Mapping[str, Any]]
+    transfers: Mapping[str, Verdict]
     setting: Setting
     out: Path
     seconds: float
@@ -46,9 +47,10 @@ class Outcome:
         lines.append(
             f"Learning-rate transfer over widths {_list(self.setting.widths)}, {self.setting.steps} steps a run"
         )
-        lines += [
-            f"  {TITLES[recipe]}: {transfer.status}; {transfer.words()}" for recipe, transfer in self.transfers.items()
-        ]
+        for recipe, verdict in self.transfers.items():
+            best = ", ".join(f"2^{found.log2_lr.value:.1f}" for found in verdict.optima)
+            lines.append(f"  {TITLES[recipe]}: {verdict.status}: {verdict.reasons[0]}")
+            lines.append(f"    best learning rates {best}; best losses {_losses(verdict)}")
         lines.append(self.conclusion())
         lines.append(f"report: {self.out / 'report.html'}  (took {duration(self.seconds)})")
         return "\n".join(lines)
@@ -57,13 +59,13 @@ class Outcome:
         """What follows, in one sentence."""
         base, top = self.setting.widths[0], self.setting.widths[-1]
         if self.exit_code == 0:
-            end = "it does not" if self.transfers["sp"].status == "DRIFTS" else "this run cannot tell them apart"
+            end = "it does not" if self.transfers["sp"].status == "DRIFTS" else "this run cannot tell"
             return (
                 f"With μP, tune at width {base} and train at width {top}: the learning rate transfers. "
                 f"With the standard parametrization {end}."
             )
         if self.exit_code == 3:
-            return "This run cannot tell whether μP transfers here; one run per point is thin evidence."
+            return "This run cannot tell whether μP transfers here: the report says which runs would."
         return "μP does not hold here: look at the report, and file it as a bug with the report attached."
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,120 +73,120 @@ class Outcome:
         checks = {
             name: {key: check[key] for key in ("verdict", "culprits", "words")} for name, check in self.checks.items()
         }
-        transfers = {
-            name: {"status": t.status, "words": t.words(), "optima": [asdict(o) for o in t.optima]}
-            for name, t in self.transfers.items()
-        }
         return {
-            "exit_code": self.exit_code, "checks": checks, "transfer": transfers, "conclusion": self.conclusion(),
-            "report": str(self.out / "report.html"), "seconds": self.seconds,
+            "exit_code": self.exit_code, "checks": checks,
+            "transfer": {name: verdict.to_dict() for name, verdict in self.transfers.items()},
+            "conclusion": self.conclusion(), "report": str(self.out / "report.html"), "seconds": self.seconds,
         }  # fmt: skip
 
 
 def quickstart(out: Path, setting: Setting | None = None, workers: int | None = None) -> Outcome:
-    """Run both coordinate checks and the grid of runs, write `report.html`, `transfer.png` and `runs.jsonl` into `out`.
+    """Two coordinate checks and a sweep: `runs.sqlite`, `transfer.png` and `report.html` in `out`, and the verdicts.
 
-    Runs found in `runs.jsonl` are not made again. Raises InputError when `out` cannot be written or the text is missing.
+    What is found in the store is not made again. Raises InputError when `out` cannot be written.
     """
+    from mutransfer.data import TextData, load
+    from mutransfer.report.write import write_report
+    from mutransfer.sweep import Options, Store, Wanted, read_rows
+    from mutransfer.sweep.cost import estimate
+    from mutransfer.sweep.sweep import make, missing_runs
+    from mutransfer.sweep.workers import Workers, available_cores
+    from mutransfer.verdict import transfer_verdicts
+    from mutransfer.verdict.figure import draw_curves
+
     setting = setting or Setting()
     start = time.perf_counter()
-    store = Store(require_folder(out) / "runs.jsonl")
-    data = jobs.text(setting)
-    keys = {point: _key(setting, point, data) for point in setting.points()}
-    missing = [point for point, key in keys.items() if key not in store.rows]
-    count = workers or max(1, min(_MOST_WORKERS, available_cores(), len(missing) + len(RECIPES)))
+    require_folder(out)
+    data = load(setting.data, context=setting.context)
+    assert isinstance(data, TextData)
+    runs = [Wanted.of(config) for config in setting.runs(data.vocab_size)]
+    known, missing = missing_runs(runs, out)
+    checks = _known_checks(out, setting, data)
+    todo = [recipe for recipe in RECIPES if recipe not in checks]
     _say(
         f"GPTs of width {_list(sorted({*setting.widths, *setting.check_widths}))} on {len(data.train):,} characters of "
-        f"the Python language reference; {count} one-thread worker{'s' * (count > 1)}"
+        "the Python language reference"
     )
-    with Workers(count) as pool:
-        costs = _costs(setting, pool, missing)
-        known = f", {len(keys) - len(missing)} known" if len(missing) < len(keys) else ""
-        about = f": about {duration(sum(costs.values()) / count)}" if missing else ""
-        _say(f"2 coordinate checks and {len(missing)} training runs{known}{about}")
-        checks = _work(setting, pool, costs, keys, store)
-    curves = _curves(setting, keys, store)
-    transfers = {name: Transfer(tuple(optima(widths)), setting.widths) for name, widths in curves.items()}
-    outcome = Outcome({name: checks[name][0] for name in RECIPES}, transfers, setting, out, time.perf_counter() - start)
-    _write(outcome, checks, curves, count, data.fingerprint)
-    return outcome
+    with Workers(workers or max(1, min(_MOST_WORKERS, available_cores(), len(missing) + len(todo)))) as executor:
+        cost = estimate(list(missing.values()), executor, 1, list(known.values()))
+        check_seconds = _check_seconds(setting, cost.seconds, missing) if missing else 0.0
+        if missing or todo:
+            about = cost.wall + len(todo) * check_seconds / min(executor.count, max(1, len(todo)))
+            shown = f": about {duration(about)}" if missing else ""
+            _say(
+                f"{len(todo)} coordinate checks and {len(missing)} training runs, {len({r.result for r in runs}) - len(missing)} "
+                f"known, on {executor.count} one-thread worker{'s' * (executor.count > 1)}{shown}"
+            )
+        for recipe, note in _check(setting, todo, executor, check_seconds).items():
+            checks[recipe] = {**note, "key": _check_key(setting, data)}
+            _say(f"coordinate check of {TITLES[recipe]}: {note['report']['verdict']}")
+        make(runs, out, Options(), executor, cost, "training runs")
+    with Store(out) as store:
+        store.note("command", command_line())
+        for recipe in RECIPES:
+            store.note(f"check:{recipe}", checks[recipe])
+    wanted = {run.key for run in runs}
+    rows = [row for row in read_rows(out) if row["key"] in wanted]
+    found = transfer_verdicts(rows, by="recipe", size="width")
+    transfers = {recipe: found[recipe] for recipe in RECIPES}
+    write_report(out, out / "report.html", "mutransfer quickstart")
+    (out / "transfer.png").write_bytes(draw_curves({TITLES[name]: one for name, one in transfers.items()}))
+    reports = {recipe: checks[recipe]["report"] for recipe in RECIPES}
+    return Outcome(reports, transfers, setting, out, time.perf_counter() - start)
 
 
-Point = tuple[str, int, int]
-
-
-def _key(setting: Setting, point: Point, data: Any) -> str:
-    """What decides a run's result: its config, the text, and the version of the code."""
+def _check_key(setting: Setting, data: TextData) -> str:
+    """What decides a check's outcome."""
     from mutransfer import __version__
 
-    return f"{setting.run(*point, data.vocab_size).hash()[:24]}-{data.fingerprint}-{__version__}"
+    return f"{setting} {data.fingerprint} {__version__}"
 
 
-def _costs(setting: Setting, pool: Workers, missing: list[Point]) -> dict[Point | str, float]:
-    """Seconds of one worker for every run and check, longest first, from a few steps timed in all workers at once."""
-    if not missing:
-        return dict.fromkeys(RECIPES, 1.0)
-    timed = pool.each((jobs.step_seconds, (setting,)))
-    step = {width: max(found[width] for found in timed) for width in timed[0]}
+def _known_checks(out: Path, setting: Setting, data: TextData) -> dict[str, dict[str, Any]]:
+    from mutransfer.sweep.store import FILE, Store
+
+    if not (out / FILE).is_file():
+        return {}
+    with Store(out, create=False) as store:
+        notes = store.notes()
+    found = {recipe: notes.get(f"check:{recipe}", {}) for recipe in RECIPES}
+    return {recipe: note for recipe, note in found.items() if note.get("key") == _check_key(setting, data)}
+
+
+def _check_seconds(setting: Setting, seconds: Mapping[str, float], missing: Mapping[str, Any]) -> float:
+    """Seconds of one check, from those of the runs to be made."""
+    by_width: dict[int, float] = {}
+    for result, run in missing.items():
+        by_width[run.config.model.width] = seconds[result] / run.config.steps
+    near = {width: by_width[min(by_width, key=lambda w: abs(w - width))] for width in setting.check_widths}
     share = setting.check_rows / setting.batch
-    check = sum(step[w] * _CHECK_COST * share * setting.check_steps * setting.check_seeds for w in setting.check_widths)
-    costs: dict[Point | str, float] = {point: step[point[1]] * setting.steps for point in missing}
-    costs.update(dict.fromkeys(RECIPES, check))
-    return dict(sorted(costs.items(), key=lambda item: -item[1]))
+    return sum(near.values()) * _CHECK_COST * share * setting.check_steps * setting.check_seeds
 
 
-def _work(
-    setting: Setting, pool: Workers, costs: dict[Point | str, float], keys: dict[Point, str], store: Store
-) -> dict[str, Any]:
-    """Every check and every missing run; each run is stored as it ends. Returns the checks."""
-    tasks = list(costs)
-    todo: list[Job] = [
-        (jobs.check_recipe, (setting, task)) if isinstance(task, str) else (jobs.train_point, (setting, *task))
-        for task in tasks
-    ]
-    checks = {}
-    timed = len(costs) > len(RECIPES)  # without a run to make, nothing was timed
-    expected = sum(costs.values()) / pool.count if timed else None
-    with Progress("quickstart", sum(costs.values()), expected) as progress:
-        for index, result in pool.run(todo):
-            task = tasks[index]
-            if isinstance(task, str):
-                checks[task] = result
-                said = f"check of {TITLES[task]}: {result[0]['verdict']}"
-            else:
-                store.add(keys[task], result)
-                loss = "diverged" if result["loss"] is None else f"loss {result['loss']:.3f}"
-                said = f"{TITLES[task[0]]}, width {task[1]}, learning rate 2^{task[2]}: {loss}"
-            progress.advance(costs[task], said)
-    return {recipe: checks[recipe] for recipe in RECIPES}
+def _check(setting: Setting, recipes: list[str], executor: Executor, seconds: float) -> dict[str, dict[str, Any]]:
+    """The checks that are to be made, side by side."""
+    if not recipes:
+        return {}
+    for recipe in recipes:
+        executor.submit(recipe, check_recipe, setting, recipe)
+    found: dict[str, dict[str, Any]] = {}
+    shares = dict.fromkeys(recipes, 0.0)
+    with Progress("coordinate checks", float(len(recipes)), seconds or None) as progress:
+        while len(found) < len(recipes):
+            for event in executor.events():
+                if event.kind == "message":
+                    before, shares[event.job] = shares[event.job], event.value["share"]
+                    progress.advance(shares[event.job] - before, f"{TITLES[event.job]}: {event.value['text']}")
+                elif event.kind == "done":
+                    found[event.job] = event.value
+                else:
+                    raise event.value if isinstance(event.value, Exception) else RuntimeError(event.value)
+    return {recipe: found[recipe] for recipe in recipes}
 
 
-def _curves(setting: Setting, keys: dict[Point, str], store: Store) -> dict[str, dict[int, dict[int, float]]]:
-    """recipe → width → log2 LR → loss (inf where the run diverged); the base's curve belongs to both."""
-    curves: dict[str, dict[int, dict[int, float]]] = {}
-    for recipe in RECIPES:
-        for width in setting.widths:
-            owner = "sp" if width == setting.base else recipe
-            losses = {lr: store.rows[keys[owner, width, lr]]["loss"] for lr in setting.log2_lrs}
-            curves.setdefault(recipe, {})[width] = {lr: math.inf if v is None else v for lr, v in losses.items()}
-    if all(math.isinf(v) for v in curves["sp"][setting.base].values()):
-        raise InputError(f"every run at the base width {setting.base} diverged: nothing can be compared")
-    return curves
-
-
-def _write(outcome: Outcome, checks: dict[str, Any], curves: dict[str, Any], workers: int, fingerprint: str) -> None:
-    from mutransfer.files import write_atomic
-    from mutransfer.quickstart.page import sections
-    from mutransfer.quickstart.picture import draw
-    from mutransfer.report import Provenance, write_page
-
-    picture = draw(curves, outcome.transfers)
-    outcome.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(outcome.out / "transfer.png", lambda file: file.write(picture))
-    facts = Provenance.now(
-        "mutransfer quickstart", workers=f"{workers}, one thread each", seed=str(outcome.setting.seed), text=fingerprint
-    )
-    write_page(outcome.out / "report.html", "mutransfer quickstart", sections(outcome, checks, curves, picture), facts)
+def _losses(verdict: Verdict) -> str:
+    better = {True: "better", False: "worse", None: "no better"}[verdict.wider_is_better]
+    return ", ".join(f"{found.loss.value:.3f}" for found in verdict.optima) + f": wider is {better}"
 
 
 def _list(values: Any) -> str:

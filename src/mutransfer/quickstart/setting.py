@@ -15,7 +15,7 @@ TITLES = {"sp": "standard parametrization", "mup": "μP"}
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes that show the effect within three minutes on two cores; the first width of each is the base of μP."""
+    """Sizes that show the effect within four minutes on two cores; the first width of each is the base of μP."""
 
     check_widths: tuple[int, ...] = (32, 64, 128, 256)
     check_steps: int = 3
@@ -25,6 +25,7 @@ class Setting:
 
     widths: tuple[int, ...] = (32, 64, 128, 256)
     log2_lrs: tuple[int, ...] = (-9, -8, -7, -6, -5)
+    seeds: tuple[int, ...] = (0, 1)
     steps: int = 100
     warmup: int = 10
     batch: int = 16
@@ -33,7 +34,6 @@ class Setting:
     depth: int = 2
     head_size: int = 16
     init_std: float = 0.08
-    seed: int = 0
     data: str = "topics"
 
     @property
@@ -50,23 +50,15 @@ class Setting:
             init_std=self.init_std,
         )  # fmt: skip
 
-    def run(self, recipe: str, width: int, log2_lr: int, vocab_size: int, steps: int | None = None) -> RunConfig:
-        """The training run of one point of the grid."""
+    def runs(self, vocab_size: int) -> list[RunConfig]:
+        """Every point of the grid; at the base width both parametrizations are one model, and are run once."""
         from mutransfer.train import RunConfig
 
-        steps = steps or self.steps
-        return RunConfig(
-            model=self.model(width, vocab_size), base={"width": self.base}, recipe=recipe, lr=2.0**log2_lr,
-            weight_decay=0.1, data=self.data, batch=self.batch, steps=steps, warmup=min(self.warmup, steps), clip=1.0,
-            seed=self.seed, val_batches=0, log_every=25, device="cpu",
-        )  # fmt: skip
-
-    def points(self) -> list[tuple[str, int, int]]:
-        """(recipe, width, log2 LR) of every run: at the base width both parametrizations are one model, run once."""
         return [
-            (recipe, width, lr)
-            for recipe in RECIPES
-            for width in self.widths
-            for lr in self.log2_lrs
-            if recipe == "sp" or width != self.base
-        ]
+            RunConfig(
+                model=self.model(width, vocab_size), base={"width": self.base}, recipe=recipe, lr=2.0**log2_lr,
+                weight_decay=0.1, data=self.data, batch=self.batch, steps=self.steps,
+                warmup=min(self.warmup, self.steps), clip=1.0, seed=seed, val_batches=0, log_every=5, device="cpu",
+            )
+            for recipe in RECIPES for width in self.widths for log2_lr in self.log2_lrs for seed in self.seeds
+        ]  # fmt: skip

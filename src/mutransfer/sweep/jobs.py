@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,22 +122,23 @@ def import_function(spec: str, cwd: str) -> Callable[..., Any]:
 
 
 def step_seconds(config: RunConfig, budget: float, send: Send) -> float:
-    """Seconds of one update of this run, measured now, beside whatever else this machine is doing."""
-    from mutransfer.train import train
+    """Seconds of one update of this run, measured now, beside whatever else this machine is doing: the median of some."""
+    from mutransfer.train import LogPoint, train
 
     data = data_of(config)
+    plain = replace(config, warmup=0, val_batches=0, checkpoint_every=0, log_every=1)
 
-    def timed(steps: int) -> float:
-        start = time.perf_counter()
-        train(replace(config, steps=steps, warmup=0, val_batches=0, checkpoint_every=0), data=data)
-        return time.perf_counter() - start
+    def timed(steps: int) -> list[float]:
+        at: list[float] = []
 
-    first = timed(2)  # the first steps allocate
-    few = 3
-    short = timed(few)
-    # what a run costs before its first update is taken out by the difference of two lengths
-    more = max(4, min(40, int(budget / max(1e-4, min(first / 2, short / few)))))
-    return max(1e-6, (timed(few + more) - short) / more)
+        def log(point: LogPoint) -> None:
+            at.append(point.seconds)
+
+        train(replace(plain, steps=steps), data=data, on_log=log)
+        return [after - before for before, after in pairwise(at)]
+
+    first = statistics.median(timed(4))  # the first update allocates, and is no difference
+    return max(1e-6, statistics.median(timed(max(6, min(100, int(budget / max(1e-4, first)))))))
 
 
 def matmul_flops(device: str, send: Send) -> float:

@@ -17,7 +17,7 @@ from mutransfer.sweep.driver import Driver, Record, Search, Watcher, fail_if_all
 from mutransfer.sweep.executor import Executor
 from mutransfer.sweep.live import Live
 from mutransfer.sweep.points import every, groups
-from mutransfer.sweep.store import Store
+from mutransfer.sweep.store import FILE, Store
 from mutransfer.sweep.tracked import Tracked
 from mutransfer.sweep.tune import tune
 from mutransfer.sweep.wanted import Wanted
@@ -32,8 +32,8 @@ class Options:
     """How the runs are made; nothing here changes a result.
 
     `workers`: runs at once (by default one per core, or what the cluster has). `ranks`: devices of each run, by DDP.
-    `limit`: seconds of estimated time above which it asks before it starts, unless `yes`. `checkpoints`: save runs as often
-    as their config says even if it says never, at a tenth of the run; `keep`: keep the checkpoints of ended runs.
+    `limit`: seconds of estimated time above which it asks before it starts, unless `yes`. `keep`: keep the checkpoints of
+    ended runs. `search`, with the `metric` that it minimises and the `trials` of "optuna", decides which runs are made.
     """
 
     executor: str = "local"
@@ -60,20 +60,27 @@ def sweep(
     """
     options = options or Options()
     _check(options)
-    known = _known(folder)
-    missing = {run.result: run for run in runs if run.result not in known}
-    plain = options.search == "grid"
+    known, missing = missing_runs(runs, folder)
     with contextlib.ExitStack() as stack:
-        executor: Any = _Nobody()
+        executor: Executor = _Nobody()
         cost = Cost({}, {}, None, 1)
-        if missing or not plain:
+        if missing or options.search != "grid":
             executor = stack.enter_context(open_executor(options, len(missing), folder))
             cost = estimate(list(missing.values()), executor, options.ranks, list(known.values()))
-            share = 1.0 if plain else expected_share(runs, options, cost)
-            if missing:
-                _say(_estimate_words(cost, runs, missing, share, options))
-                _confirm(cost, share, options)
-        # only now: a sweep that is not wanted leaves no folder behind
+        if missing:
+            share = expected_share(runs, options, cost)
+            _say(_estimate_words(cost, runs, missing, share, options))
+            _confirm(cost, share, options)
+        return make(runs, folder, options, executor, cost, label)
+
+
+def make(
+    runs: Sequence[Wanted], folder: Path, options: Options, executor: Executor, cost: Cost, label: str
+) -> list[Record]:
+    """The sweep itself, on an executor that is there, at a cost that is known."""
+    missing = missing_runs(runs, folder)[1]
+    plain = options.search == "grid"
+    with contextlib.ExitStack() as stack:
         store = stack.enter_context(Store(folder))
         watchers: list[Watcher] = []
         if missing or not plain:
@@ -86,6 +93,15 @@ def sweep(
     records: list[Record] = [ended[key] for key in ([run.key for run in runs] if plain else asked)]
     fail_if_all_failed(records)
     return records
+
+
+def missing_runs(runs: Sequence[Wanted], folder: Path) -> tuple[dict[str, Record], dict[str, Wanted]]:
+    """By result: the records that are in the store, and the runs that are to be made. Nothing is created."""
+    known: dict[str, Record] = {}
+    if (folder / FILE).is_file():
+        with Store(folder, create=False) as store:
+            known = {r["result"]: r for r in store.records().values() if r["status"] != "failed"}
+    return known, {run.result: run for run in runs if run.result not in known}
 
 
 def searches(runs: Sequence[Wanted], options: Options, driver: Driver) -> list[Search]:
@@ -111,6 +127,8 @@ def _noted(search: Search, asked: dict[str, None]) -> Search:
 
 def expected_share(runs: Sequence[Wanted], options: Options, cost: Cost) -> float:
     """The part of the whole grid's time that a search is expected to need."""
+    if options.search == "grid":
+        return 1.0
     total = needed = 0.0
     for group in groups(runs) if options.search == "adaptive" else [every(runs)]:
         seeds = len(group.seeds)
@@ -135,16 +153,6 @@ def _work(run: Wanted) -> float:
     from mutransfer.sweep.wanted import Call
 
     return 0.0 if isinstance(run.config, Call) else flops_of(run.config)
-
-
-def _known(folder: Path) -> dict[str, dict[str, Any]]:
-    """result → record of what is there; nothing is created."""
-    from mutransfer.sweep.store import FILE
-
-    if not (folder / FILE).is_file():
-        return {}
-    with Store(folder, create=False) as store:
-        return {r["result"]: r for r in store.records().values() if r["status"] != "failed"}
 
 
 def varying(runs: Sequence[Wanted]) -> tuple[str, ...]:

@@ -157,9 +157,9 @@ def test_an_experiment_runs_writes_its_page_and_repeats_nothing(
 
     first = once()
     assert first["exit_code"] in (0, 1, 3) and sizes == ["small"]
-    files = {"experiment.json", "report.html", "curves.png", "drift.png", "best.png", "basins.png", "runs.sqlite"}
+    files = {"experiment.json", "experiment.html", "curves.png", "drift.png", "best.png", "basins.png", "runs.sqlite"}
     assert files <= {path.name for path in tmp_path.iterdir()}
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "experiment.html").read_text(encoding="utf-8")
     assert "A tiny experiment" in page and str(tmp_path) not in page
     assert json.loads((tmp_path / "experiment.json").read_text(encoding="utf-8"))["words"] == first["words"]
 

@@ -73,7 +73,7 @@ def run(
     out: Path,
     options: Options,
 ) -> dict[str, Any]:
-    """Make what is missing of the grid in `out`; `experiment.json`, pictures and `report.html` there. Runs once made are kept."""
+    """Make what is missing of the grid in `out`; `experiment.html`, `experiment.json` and pictures there. Runs once made are kept."""
     from mutransfer.commands.output import command_line, finite
     from mutransfer.files import write_whole
     from mutransfer.sweep import Store, Wanted, sweep
@@ -216,7 +216,7 @@ def _page(out: Path, about: str, size: str, found: Outcome, published: str, pict
         Section("The grid", fixed=json.dumps(grid.to_dict(), indent=1, ensure_ascii=False), folded="every field of it"),
     ]
     facts = Provenance.now(command_line(), data=str(grid.run["data"]), seeds=", ".join(map(str, grid.seeds)))
-    write_page(out / "report.html", f"{about[0].upper()}{about[1:]} ({size})", sections, facts)
+    write_page(out / "experiment.html", f"{about[0].upper()}{about[1:]} ({size})", sections, facts)
 
 
 def _verdicts(found: Outcome) -> list[Section]:

@@ -13,7 +13,7 @@ from mutransfer.verdict.table import Run
 
 Array = np.ndarray
 LEAST = 5  # cells of the fitted stretch, where there are as many
-RISE = 3.0  # it goes on while the loss rises less than this multiple of those cells' largest rise
+RISE = 2.0  # it goes on while the loss rises less than this multiple of those cells' largest rise
 PRIOR_DOF = 8.0  # how firmly a size's own noise is pulled to that of all sizes
 
 

@@ -55,7 +55,7 @@ def decide(evidence: Evidence) -> tuple[str, list[str], list[dict[str, Any]]]:
     last = evidence.regrets[-1]
     better = f"larger is {'better' if evidence.overall.better >= evidence.sure else 'not worse'}"
     return "HOLDS", [f"the base's LR costs at most {_percent(max(r.relative.high for r in evidence.regrets))} of the loss at any size "
-                     f"({_percent(last.relative.value)} at {evidence.size_name} {last.size:g}), and {better} at the optimum"], []  # fmt: skip
+                     f"({100 * last.relative.value:.2f} % at {evidence.size_name} {last.size:g}), and {better} at the optimum"], []  # fmt: skip
 
 
 def accusations(e: Evidence) -> list[str]:
@@ -211,7 +211,7 @@ def _seeds_wanted(value: float, high: float, tolerance: float, one: Draws) -> in
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if math.isfinite(share) else "all"
+    return f"{100 * max(share, 1e-4):.2g} %" if math.isfinite(share) else "all"
 
 
 def _interval(regret: Regret) -> str:

@@ -130,7 +130,7 @@ def _curves(axes: Axes, name: str, verdict: Verdict, low: float, top: float) -> 
         start, end = one.points[0][0], one.points[-1][0]
         x, bars = one.log2_lr.value, one.log2_lr
         left, right = x - max(bars.low, start), min(bars.high, end) - x
-        axes.errorbar(x, one.loss.value, xerr=[[max(left, 0)], [max(right, 0)]], marker="o", ms=8, mew=1.6, capsize=3, zorder=5,
+        axes.errorbar(x, one.loss.value, xerr=[[max(left, 0)], [max(right, 0)]], marker="o", ms=6, mew=1.6, capsize=4, zorder=5,
                       color=colour, mfc="white" if one.edge else colour, mec=colour)  # fmt: skip
     axes.axvline(sizes[0].log2_lr.value, color="0.6", lw=1, ls=":", zorder=0)
     axes.set_title(

@@ -21,11 +21,8 @@ FINE, CELLS = 73, 32  # points at which a curve is drawn; cells of white noise i
 KAPPAS, SIGMAS = 9, 9
 GAMMAS = (0.0, 1.0, 2.0)  # per octave
 LONGEST = 4.0  # octaves from the centre beyond which the roughness grows (or shrinks) no more
-ASYMMETRY, ASYMMETRY_SPREAD = (
-    0.3,
-    1.8,
-)  # prior of κ over the curvature: median per octave, standard deviation of its log
-ALIKE = 0.9  # share of the departure's variance that sizes have in common, relative to their centres
+ASYMMETRY, ASYMMETRY_SPREAD = 0.25, 1.8  # prior of κ over the curvature: median per octave, deviation of its log
+ALIKE = 0.5  # share of the departure's variance that sizes have in common, relative to their centres
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def _cost(verdict: Verdict) -> str:
         return "training diverges"
     text = f"costs {100 * r.value:.2f} % {_span(100 * r.low, 100 * r.high, sign=False)} of the loss"
     if regret.share is not None and math.isfinite(regret.share.value):
-        text += f", {100 * regret.share.value:.0f} % of what the size gains"
+        share = regret.share.value
+        text += ", more than the size gains" if share > 1 else f", {100 * share:.0f} % of what the size gains"
     return text + (" (or more: nothing finished at that LR)" if regret.unknown else "")
 
 

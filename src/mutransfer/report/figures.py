@@ -24,6 +24,7 @@ _COLUMNS = 5  # small panels side by side
 _LINES = 6  # lines in a picture of drifts: one for each colour
 MOST_PICTURES = 6  # of loss curves at every LR
 _HEAD, _FOOT, _LEFT = 0.32, 0.5, 0.65  # inches about the panels
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 Curve = tuple[np.ndarray, np.ndarray]
 
 
@@ -112,7 +113,7 @@ def _draw_best(layout: Layout, axis: str, groups: Mapping[str, Sequence[Run]], f
 
 def _draw_all(layout: Layout, axis: str, label: str, runs: Sequence[Run], format: str) -> bytes:
     cells = _split(runs, lambda run: run.fields.get(axis, 0))
-    figure, panels = _panels(len(cells), _COLUMNS, 11 / min(max(len(cells), 3), _COLUMNS), 2.4, 0.3)
+    figure, panels = _panels(len(cells), _COLUMNS, 11 / min(max(len(cells), 3), _COLUMNS), 2.4, below=0.3, above=0.3)
     rates = sorted({_rate(layout, run) for run in runs})
     colours = dict(zip(rates, _colours(len(rates), "plasma"), strict=True))
     best: list[Curve] = []
@@ -136,7 +137,7 @@ def _draw_all(layout: Layout, axis: str, label: str, runs: Sequence[Run], format
     handles = [Line2D([], [], color=colours[rate], lw=2) for rate in few]
     figure.legend(handles, [_tex(rate) for rate in few], loc="lower center", ncols=len(few), frameon=False, fontsize=8,
                   handlelength=1.2, columnspacing=1.0)  # fmt: skip
-    figure.text(0.01, 0.985, label, fontsize=11, fontweight="bold", va="top")
+    figure.text(0.5, 1 - 0.08 / figure.get_figheight(), label, fontsize=11, fontweight="bold", ha="center", va="top")
     return _bytes(figure, format)
 
 
@@ -207,17 +208,19 @@ def _frame(panels: Sequence[Axes], best: Sequence[Curve], layout: Layout) -> Non
             axes.set_ylabel("training loss" if layout.metric in METRICS else "loss", fontsize=9)
 
 
-def _panels(count: int, most: int, width: float, height: float, below: float = 0.0) -> tuple[Figure, list[Axes]]:
+def _panels(
+    count: int, most: int, width: float, height: float, below: float = 0.0, above: float = 0.0
+) -> tuple[Figure, list[Axes]]:
     """Panels in rows of nearly equal length, at places of our own: solving for them takes half of the drawing time."""
     from matplotlib.figure import Figure
 
     down = -(-count // most)
     across = -(-count // down)
-    wide, high = width * across, (height + _HEAD) * down + _FOOT + below
+    wide, high = width * across, (height + _HEAD) * down + _FOOT + below + above
     figure = Figure(figsize=(wide, high))
     every = figure.subplots(down, across, sharey=True, sharex=True, squeeze=False).ravel()
     figure.subplots_adjust(
-        left=_LEFT / wide, right=1 - 0.15 / wide, top=1 - _HEAD / high, bottom=(_FOOT + below) / high,
+        left=_LEFT / wide, right=1 - 0.15 / wide, top=1 - (_HEAD + above) / high, bottom=(_FOOT + below) / high,
         wspace=0.06, hspace=(_HEAD + 0.05) / height,
     )  # fmt: skip
     for i, axes in enumerate(every):
@@ -233,8 +236,11 @@ def _colours(count: int, name: str) -> list[Any]:
 
 
 def _tex(rate: float) -> str:
+    """2⁻⁸: whole powers as plain letters, which draw much faster than formulas do."""
     text = "" if math.isnan(rate) else shown_lr(rate)
-    return f"$2^{{{text[2:]}}}$" if text.startswith("2^") else text
+    if not text.startswith("2^"):
+        return text
+    return f"$2^{{{text[2:]}}}$" if "." in text else "2" + text[2:].translate(_RAISED)
 
 
 def _bytes(figure: Figure, format: str) -> bytes:

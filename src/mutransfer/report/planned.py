@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -42,17 +45,53 @@ def plan_key(run: Run) -> str:
     return hashlib.sha256(json.dumps([decides, __version__], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def plan_table(run: Run) -> str:
-    """The plan of the run's config as it is printed."""
-    from mutransfer.build import plan
+class PlanMaker:
+    """Makes printed plans in a process of its own, which loads torch while this one draws. A context manager."""
+
+    _CODE = "import sys, json; from mutransfer.report.planned import plan_tables as f; print(json.dumps(f(json.load(sys.stdin))))"
+
+    def __init__(self, runs: Mapping[str, Run]) -> None:
+        self.configs = {key: run.record["config"] for key, run in runs.items()}
+        self.child: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> PlanMaker:
+        if self.configs:
+            with contextlib.suppress(OSError):
+                self.child = subprocess.Popen(
+                    [sys.executable, "-c", self._CODE],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                )  # fmt: skip
+                assert self.child.stdin is not None
+                self.child.stdin.write(json.dumps(self.configs))
+                self.child.stdin.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.child is not None:
+            self.child.kill()
+            assert self.child.stdout is not None
+            self.child.stdout.close()
+            self.child.wait()
+
+    def result(self) -> dict[str, str]:
+        """Key → printed plan; made here when the other process could not. Raises what making them raises."""
+        if self.child is not None:
+            assert self.child.stdout is not None
+            text = self.child.stdout.read()
+            if self.child.wait() == 0:
+                return json.loads(text)
+        return plan_tables(self.configs)
+
+
+def plan_tables(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Key → the plan of a run's config (`RunConfig.to_dict()`) as it is printed."""
+    return {key: _plan_table(config) for key, config in configs.items()}
+
+
+def _plan_table(values: Mapping[str, Any]) -> str:
     from mutransfer.train import RunConfig
 
-    config = RunConfig.from_dict(run.record["config"])
-    made = plan(
-        config.make_model, base=config.base, target=config.target, optimizer=config.optimizer, recipe=config.recipe,
-        mode=config.mode, placement=config.placement,
-    )  # fmt: skip
-    return str(made)
+    return str(_plan(RunConfig.from_dict(values)))
 
 
 def check_recipes(layout: Layout, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:

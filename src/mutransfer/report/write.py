@@ -10,7 +10,7 @@ from mutransfer.errors import InputError
 from mutransfer.files import write_whole
 from mutransfer.report.figures import FORMATS, Drawing
 from mutransfer.report.html import Section, write_page
-from mutransfer.report.planned import check_recipes, plan_key, plan_table, planned
+from mutransfer.report.planned import PlanMaker, check_recipes, plan_key, planned
 from mutransfer.report.runs import Layout, SweepRuns
 from mutransfer.report.sweep import SweepReport
 from mutransfer.sweep.store import Store
@@ -52,7 +52,8 @@ def write_report(
             for name, note in found.items():
                 store.note(f"check:{name}", note)
         layout = Layout.of(SweepRuns.read(folder), metric, by)
-    report = SweepReport(layout, _plans(folder, layout))
+    plans = {name.removeprefix("plan:"): text for name, text in layout.sweep.notes.items() if name.startswith("plan:")}
+    report = SweepReport(layout, plans)
     drawn: dict[tuple[str, str], bytes] = {}
 
     def draw(drawing: Drawing, format: str = "png") -> bytes:
@@ -60,6 +61,12 @@ def write_report(
             drawn[drawing.name, format] = drawing.draw(format)
         return drawn[drawing.name, format]
 
+    with PlanMaker({plan_key(run): run for run in planned(layout).values() if plan_key(run) not in plans}) as maker:
+        for drawing in report.drawings():
+            draw(drawing)
+        made = maker.result()
+    _keep(folder, made)
+    plans.update(made)  # what `report` holds, too
     page = page or folder / "report.html"
     sections = [*first, *report.sections(draw)]
     write_page(page, title or f"Sweep: {folder.absolute().name}", sections, report.provenance())
@@ -70,13 +77,9 @@ def write_report(
     return Written(report, page, tuple(files))
 
 
-def _plans(folder: Path, layout: Layout) -> dict[str, str]:
-    """The printed plans, from the store's notes or made now and kept there: making one takes longer than all the rest."""
-    known = {name.removeprefix("plan:"): text for name, text in layout.sweep.notes.items() if name.startswith("plan:")}
-    missing = {plan_key(run): run for run in planned(layout).values() if plan_key(run) not in known}
-    made = {key: plan_table(run) for key, run in missing.items()}
-    if made:
+def _keep(folder: Path, plans: dict[str, str]) -> None:
+    """Among the store's notes: making a plan takes longer than all the rest of a report."""
+    if plans:
         with Store(folder, create=False) as store:
-            for key, text in made.items():
+            for key, text in plans.items():
                 store.note(f"plan:{key}", text)
-    return {**known, **made}

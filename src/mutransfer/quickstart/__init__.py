@@ -129,7 +129,7 @@ def quickstart(out: Path, setting: Setting | None = None, workers: int | None = 
     rows = [row for row in read_rows(out) if row["key"] in wanted]
     found = transfer_verdicts(rows, by="recipe", size="width")
     transfers = {recipe: found[recipe] for recipe in RECIPES}
-    write_report(out, out / "report.html", "mutransfer quickstart")
+    write_report(out, title="mutransfer quickstart")
     (out / "transfer.png").write_bytes(draw_curves({TITLES[name]: one for name, one in transfers.items()}))
     reports = {recipe: checks[recipe]["report"] for recipe in RECIPES}
     return Outcome(reports, transfers, setting, out, time.perf_counter() - start)

@@ -80,7 +80,7 @@ def _power(base: str, exponent: float | str) -> int | float:
 
 def with_fields(values: Mapping[str, Any], given: Mapping[str, Any], option: str = "--set") -> dict[str, Any]:
     """A config as `RunConfig.to_dict` gives it, with fields of the run, of its model or of its base (`base.width`) set."""
-    from mutransfer.commands.builtin import config_fields
+    from mutransfer.commands.builtin import close_name, config_fields
 
     model, base = dict(values["model"]), dict(values.get("base", {}))
     rest = {name: value for name, value in values.items() if name not in ("model", "base")}
@@ -93,9 +93,22 @@ def with_fields(values: Mapping[str, Any], given: Mapping[str, Any], option: str
             base[name.removeprefix("base.")] = value
         elif name in config_fields(model["kind"]):
             model[name] = value
-        else:
+        elif name in _run_fields():
             rest[name] = value
+        else:
+            known = (*_run_fields(), *config_fields(model["kind"]))
+            raise InputError(
+                f"{option} {name}={value}: neither the run nor its {model['kind']} has a field {name!r}: {close_name(name, known)}"
+            )
     return {**rest, "model": model, "base": base}
+
+
+def _run_fields() -> tuple[str, ...]:
+    from dataclasses import fields
+
+    from mutransfer.train import RunConfig
+
+    return tuple(field.name for field in fields(RunConfig))
 
 
 def expand(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mutransfer.errors import InputError
+from mutransfer.report.plans import plan_of, plan_tables
 from mutransfer.report.runs import Comparison, Layout, Run
 
 CHECK_STEPS, CHECK_SEEDS, CHECK_ROWS = 4, 2, 4
@@ -48,7 +49,7 @@ def plan_key(run: Run) -> str:
 class PlanMaker:
     """Makes printed plans in a process of its own, which loads torch while this one draws. A context manager."""
 
-    _CODE = "import sys, json; from mutransfer.report.planned import plan_tables as f; print(json.dumps(f(json.load(sys.stdin))))"
+    _CODE = "import sys, json; from mutransfer.report.plans import plan_tables as f; print(json.dumps(f(json.load(sys.stdin))))"
 
     def __init__(self, runs: Mapping[str, Run]) -> None:
         self.configs = {key: run.record["config"] for key, run in runs.items()}
@@ -81,17 +82,6 @@ class PlanMaker:
             if self.child.wait() == 0:
                 return json.loads(text)
         return plan_tables(self.configs)
-
-
-def plan_tables(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Key → the plan of a run's config (`RunConfig.to_dict()`) as it is printed."""
-    return {key: _plan_table(config) for key, config in configs.items()}
-
-
-def _plan_table(values: Mapping[str, Any]) -> str:
-    from mutransfer.train import RunConfig
-
-    return str(_plan(RunConfig.from_dict(values)))
 
 
 def check_recipes(layout: Layout, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
@@ -134,7 +124,7 @@ def _check(layout: Layout, comparison: Comparison, runs: tuple[Run, ...]) -> dic
 
     def build(size: int) -> tuple[Any, Any]:
         sized = replace(config, model=replace(config.model, **{axis: size}))
-        run = Training(sized, _plan(sized), task, device, None)
+        run = Training(sized, plan_of(sized), task, device, None)
         for group in run.optimizer.param_groups:  # the check's steps are made at the full learning rate
             group["lr"] = group["initial_lr"]
         return run.model, run.optimizer
@@ -144,12 +134,3 @@ def _check(layout: Layout, comparison: Comparison, runs: tuple[Run, ...]) -> dic
     with tempfile.TemporaryDirectory() as folder:
         picture = report.figure(Path(folder) / "check.png").read_bytes()
     return {"report": report.to_dict(), "picture": base64.b64encode(picture).decode()}
-
-
-def _plan(config: Any) -> Any:
-    from mutransfer.build import plan
-
-    return plan(
-        config.make_model, base=config.base, target=config.target, optimizer=config.optimizer, recipe=config.recipe,
-        mode=config.mode, placement=config.placement,
-    )  # fmt: skip

@@ -188,9 +188,11 @@ def test_the_commands_options_reach_the_sweep(tmp_path: Path, monkeypatch: pytes
         raise Asked(len(runs), folder, options)
 
     monkeypatch.setattr("mutransfer.sweep.sweep", sweep)
-    for options in (Options(), Options(yes=True, workers=3)):
+    for options in (Options(), Options(yes=True, workers=3, limit=120.0)):
         with pytest.raises(Asked) as asked:
-            command = Experiments("resnet-images", out=tmp_path, yes=options.yes, workers=options.workers)
+            command = Experiments(
+                "resnet-images", out=tmp_path, yes=options.yes, workers=options.workers, limit=options.limit / 60
+            )
             command.run()
         grid = images.config("small")
         count = sum(len(variant.lrs) for variant in grid.variants) * len(grid.sizes) * len(grid.seeds)

@@ -33,8 +33,10 @@ class Experiments:
     """How runs of a sweep are made: local, ray or slurm."""
     workers: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Runs at once; by default one per core."""
+    limit: Annotated[float, arg(metavar="MINUTES")] = 10.0
+    """Ask before starting a sweep that takes longer."""
     yes: bool = False
-    """Start a sweep that takes longer than ten minutes without asking."""
+    """Do not ask."""
     json: bool = False
     """Print the list, or the outcome, as JSON."""
 
@@ -60,7 +62,9 @@ class Experiments:
         from mutransfer.sweep import Options
 
         outcome = EXPERIMENTS[self.name].run(
-            self.size, require_folder(self.out), Options(self.executor, self.workers, yes=self.yes)
+            self.size,
+            require_folder(self.out),
+            Options(self.executor, self.workers, limit=60 * self.limit, yes=self.yes),
         )
         if self.json:
             show_json(outcome)

@@ -55,7 +55,7 @@ def draw(found: Outcome) -> list[Picture]:
 
 
 CLAIRE = experiment(
-    "claire-ladder", "seven variants from SP to μP on an untied GPT, four metrics each, beside the canonical μP", "CLAIRE (EPFL)", config,
+    "claire-ladder", "seven variants from SP to μP on an untied GPT, four metrics each, beside the canonical μP", "CLAIRE, EPFL", config,
     "best validation loss, fitted optimum log2 η by width 256 → 2048: SP -11.0 → -12.5 and worse with width (5.34 to 5.46); μP "
     "-10.9 → -8.7; each fix drifts less; with all of them -9.4 → -9.1 and 5.375 to 5.263. The published variants give embedding and "
     "unembedding one rate; the last column gives each its own, with the other fixes of variant 7.",

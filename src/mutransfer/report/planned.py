@@ -81,7 +81,7 @@ class PlanMaker:
             text = self.child.stdout.read()
             if self.child.wait() == 0:
                 return json.loads(text)
-        return plan_tables(self.configs)
+        return plan_tables(self.configs) if self.configs else {}
 
 
 def check_recipes(layout: Layout, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +139,9 @@ def _check_key(setting: Setting, data: TextData) -> str:
     """What decides a check's outcome."""
     from mutransfer import __version__
 
-    return f"{setting} {data.fingerprint} {__version__}"
+    names = [field.name for field in fields(setting) if field.name.startswith("check_")]
+    names += ["context", "depth", "head_size", "init_std", "data"]
+    return f"{[(name, getattr(setting, name)) for name in names]} {data.fingerprint} {__version__}"
 
 
 def _known_checks(out: Path, setting: Setting, data: TextData) -> dict[str, dict[str, Any]]:

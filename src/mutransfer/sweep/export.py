@@ -23,7 +23,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise InputError("parquet needs pyarrow: pip install pyarrow, or write a .csv") from None
+            raise InputError("parquet needs pyarrow: pip install 'mutransfer[parquet]', or write a .csv") from None
         table = pyarrow.table({name: _column([row.get(name) for row in rows]) for name in columns})
         out = io.BytesIO()
         pyarrow.parquet.write_table(table, out)

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from mutransfer.verdict.cells import Cells, Noise, locals_of, scatter
-from mutransfer.verdict.spline import ALIKE, FINE, Local, Posterior, apportion, curves, posterior
+from mutransfer.verdict.spline import ALIKE, FINE, Local, Posterior, apportion, curves, lowest, posterior, vertices
 
 Array = np.ndarray
 DRAWS = 1000
@@ -126,13 +126,15 @@ def replicate(sizes: Sequence[Cells], draws: int = DRAWS) -> Replicates:
 
 
 def _fit(sizes: Sequence[Cells]) -> tuple[Noise, Posterior, list[slice], list[Local]]:
-    def around(sigma: float) -> tuple[Noise, Posterior, list[slice], list[Local]]:
+    def around(sigma: float, centres: list[float] | None) -> tuple[Noise, Posterior, list[slice], list[Local]]:
         parts = [cells.stretch(sigma) for cells in sizes]
         noise = scatter(sizes, parts)
-        locals_ = locals_of(sizes, parts, noise.ratio)
+        locals_ = locals_of(sizes, parts, noise.ratio, centres)
         return noise, posterior(locals_, noise.dof, noise.ss), parts, locals_
 
-    return around(around(0.0)[1].noise)  # the noise decides how far a valley reaches, and is measured inside it
+    # the noise decides how far a valley reaches, and is measured inside it; what sizes have in common is seen from their optima
+    _, found, _, locals_ = around(0.0, None)
+    return around(found.noise, vertices(locals_, found))
 
 
 def _optimum(cells: Cells, part: slice, one: Local, curve: Array, mean: Array, uniform: Array) -> Draws:
@@ -145,6 +147,7 @@ def _optimum(cells: Cells, part: slice, one: Local, curve: Array, mean: Array, u
         wall = cells.x[last] + uniform[:, 0] * (cells.x[last + 1] - cells.x[last])
     x, loss = lowest(one.fine, curve)
     best_x, best_loss = (float(v[0]) for v in lowest(one.fine, mean[None]))
+    best_x = float(one.x[0]) if len(one.x) == 1 else best_x  # no curve through one cell has a minimum
     at_low, at_high = x <= one.low + 1e-9, x >= one.high - 1e-9
     if high_end in ("wall", "stopped"):  # the minimum is between the last finite LR and what lies beyond
         reach = np.minimum(wall, cells.x[part.stop]) - one.high
@@ -159,19 +162,6 @@ def _end(cells: Cells, index: int) -> str:
     if not 0 <= index < len(cells.x):
         return "edge"
     return "inside" if cells.finite[index] else "stopped" if cells.given_up[index] else "wall"
-
-
-def lowest(x: Array, curve: Array) -> tuple[Array, Array]:
-    """(x (B,), value (B,)) of the minimum of each row, between points by a parabola."""
-    index = np.argmin(curve, axis=1)
-    rows = np.arange(len(curve))
-    inner = np.clip(index, 1, len(x) - 2)
-    left, middle, right = (curve[rows, inner + k] for k in (-1, 0, 1))
-    bend = left - 2 * middle + right
-    shift = np.where(bend > 0, 0.5 * (left - right) / np.where(bend > 0, bend, 1), 0.0)
-    shift = np.where(index == inner, np.clip(shift, -0.5, 0.5), 0.0)
-    value = np.where(index == inner, middle - 0.25 * (left - right) * shift, curve[rows, index])
-    return x[index] + shift * (x[1] - x[0]), value
 
 
 def _tilt(sizes: Sequence[Cells], parts: Sequence[slice], sigma: float) -> float:

@@ -141,18 +141,21 @@ def scatter(sizes: Sequence[Cells], stretches: Sequence[slice]) -> Noise:
     return Noise(dof, float(sum(s / r for s, r in zip(sums, ratio, strict=True))), ratio)
 
 
-def locals_of(sizes: Sequence[Cells], parts: Sequence[slice], ratio: Sequence[float]) -> list[Local]:
-    """The fitted stretch of every size."""
+def locals_of(
+    sizes: Sequence[Cells], parts: Sequence[slice], ratio: Sequence[float], centres: Sequence[float] | None = None
+) -> list[Local]:
+    """The fitted stretch of every size. `centres`: about where the optima are, where that is known better than from three cells."""
     ends = []
     for cells, part in zip(sizes, parts, strict=True):
         low, high = float(cells.x[part][0]), float(cells.x[part][-1])
         ends.append((low, high) if high > low else (low - 0.5, high + 0.5))
     cell = max(high - low for low, high in ends) / CELLS
     made = []
-    for cells, part, share, (low, high) in zip(sizes, parts, ratio, ends, strict=True):
+    for i, (cells, part, share, (low, high)) in enumerate(zip(sizes, parts, ratio, ends, strict=True)):
         mean, count, _, _ = cells.means
         x, y = cells.x[part], mean[part]
-        made.append(Local(x, y, share / np.maximum(count[part], 1), low, high, _centre(x, y), cell))
+        centre = _centre(x, y) if centres is None else float(np.clip(centres[i], low, high))
+        made.append(Local(x, y, share / np.maximum(count[part], 1), low, high, centre, cell))
     return made
 
 

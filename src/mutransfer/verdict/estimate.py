@@ -14,11 +14,16 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its interval at the verdict's level. An infinite end means that the runs do not bound it."""
+    """A number and its interval at the verdict's level, low ≤ value ≤ high. An infinite end means that the runs do not bound it."""
 
     value: float
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        """The interval is widened to hold the value: a mean curve's minimum may lie outside the replicates' quantiles."""
+        object.__setattr__(self, "low", min(self.low, self.value))
+        object.__setattr__(self, "high", max(self.high, self.value))
 
     def __float__(self) -> float:
         return self.value
@@ -38,11 +43,11 @@ def _plain(value: float) -> float | None:
 
 
 def central(value: float, draws: Array, level: float, upper: Array | None = None) -> Estimate:
-    """The central interval of `draws` (of `draws` below and `upper` above), made to hold `value`."""
+    """The central interval of `draws` (of `draws` below and `upper` above)."""
     tail = (1 - level) / 2
     low = quantile(draws, tail)
     high = quantile(draws if upper is None else upper, 1 - tail)
-    return Estimate(value, min(low, value), max(high, value))
+    return Estimate(value, low, high)
 
 
 def quantile(draws: Array, share: float) -> float:
@@ -71,7 +76,7 @@ def one_sided(value: float, lower: Array, upper: Array, away: Array, level: floa
         low, high = float(np.interp(z, grid, lows)), float(np.interp(z, grid, highs))
         p_low, p_high = (float(stats.norm.cdf(v - z) - stats.norm.cdf(-v - z)) for v in (low, high))
     low = 0.0 if p_low < 1e-3 else quantile(lower, p_low)
-    return Estimate(value, min(low, value), max(quantile(upper, p_high), value))
+    return Estimate(value, low, quantile(upper, p_high))
 
 
 @lru_cache(maxsize=8)

@@ -21,8 +21,9 @@ FINE, CELLS = 73, 32  # points at which a curve is drawn; cells of white noise i
 KAPPAS, SIGMAS = 9, 9
 GAMMAS = (0.0, 1.0, 2.0)  # per octave
 LONGEST = 4.0  # octaves from the centre beyond which the roughness grows (or shrinks) no more
-ASYMMETRY, ASYMMETRY_SPREAD = 0.25, 1.8  # prior of κ over the curvature: median per octave, deviation of its log
-ALIKE = 0.5  # share of the departure's variance that sizes have in common, relative to their centres
+NONE = 0.7  # prior probability that κ = 0, the parabola; else
+ASYMMETRY, ASYMMETRY_SPREAD = 0.7, 1.0  # prior of κ over the curvature: median per octave, deviation of its log
+ALIKE = 0.7  # share of the departure's variance that sizes have in common, relative to their centres
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,14 @@ def posterior(locals_: list[Local], replicate_dof: float, replicate_ss: float) -
     `replicate_ss / replicate_dof` estimates σ² from seeds alone. Prior: γ equal, log κ normal about the curvature's scale, log σ uniform.
     """
     steps = np.linspace(-2.5, 2.5, KAPPAS)
-    kappas = curvature(locals_) * ASYMMETRY * np.exp(ASYMMETRY_SPREAD * steps)
+    some = np.exp(-0.5 * steps**2)
+    prior = np.log(np.concatenate([[NONE], (1 - NONE) * some / some.sum()]))
+    kappas = np.concatenate([[0.0], curvature(locals_) * ASYMMETRY * np.exp(ASYMMETRY_SPREAD * steps)])
     contrasts = _contrasts(locals_)
     size = max(max((float(np.ptp(one.y)) for one in locals_), default=1.0), 1e-12)
 
     def weigh(sigmas: Array) -> Array:
-        score = np.broadcast_to(-0.5 * steps[:, None] ** 2, (len(GAMMAS), KAPPAS, len(sigmas))).copy()
+        score = np.broadcast_to(prior[:, None], (len(GAMMAS), len(kappas), len(sigmas))).copy()
         score += -replicate_dof * np.log(sigmas) - replicate_ss / (2 * sigmas**2)
         for g, (scale, square) in enumerate(contrasts):
             total = kappas[:, None, None] ** 2 * scale + sigmas[None, :, None] ** 2
@@ -205,3 +208,24 @@ def curves(
             drawn[here] = kappa * fine[there] + residual @ each.T
             mean += (here.stop - here.start) / len(chosen) * (each @ y)
     return np.moveaxis(drawn.reshape(len(chosen), len(rows), FINE), 1, 0), mean.reshape(len(rows), FINE)
+
+
+def vertices(rows: list[Local], found: Posterior) -> list[float]:
+    """Where the curves drawn through all sizes have their minima, at the most likely γ, κ and σ."""
+    g, k, s = np.unravel_index(int(np.argmax(found.weight)), found.weight.shape)
+    linear = maps(rows, GAMMAS[int(g)], found.kappas[[k]], found.sigmas[[s]])[0]
+    mean = (linear @ np.concatenate([one.y for one in rows])).reshape(len(rows), FINE)
+    return [float(lowest(one.fine, curve[None])[0][0]) for one, curve in zip(rows, mean, strict=True)]
+
+
+def lowest(x: Array, curve: Array) -> tuple[Array, Array]:
+    """(x (B,), value (B,)) of the minimum of each row, between points by a parabola."""
+    index = np.argmin(curve, axis=1)
+    rows = np.arange(len(curve))
+    inner = np.clip(index, 1, len(x) - 2)
+    left, middle, right = (curve[rows, inner + k] for k in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    shift = np.where(bend > 0, 0.5 * (left - right) / np.where(bend > 0, bend, 1), 0.0)
+    shift = np.where(index == inner, np.clip(shift, -0.5, 0.5), 0.0)
+    value = np.where(index == inner, middle - 0.25 * (left - right) * shift, curve[rows, index])
+    return x[index] + shift * (x[1] - x[0]), value

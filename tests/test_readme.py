@@ -64,6 +64,18 @@ def test_the_check_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "check.png").stat().st_size > 1000
 
 
+def test_the_verdict_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        f"{width},{2.0**x},{seed},{2.4 - 0.02 * i + 0.03 * (x + 6) ** 2 + 0.001 * seed * (x % 3)}"
+        for i, width in enumerate((64, 128, 256)) for x in range(-9, -3) for seed in (0, 1)
+    ]  # fmt: skip
+    (tmp_path / "runs.csv").write_text("\n".join(["width,lr,seed,loss", *lines]))
+    scope: dict[str, Any] = {"mt": mt}
+    exec(compile(BLOCKS[2], "README.md", "exec"), scope)
+    assert scope["verdict"].status == "HOLDS" and scope["verdict"].drift.low <= 0 <= scope["verdict"].drift.high
+
+
 def test_every_file_that_the_readme_names_exists() -> None:
     text = README.read_text(encoding="utf-8")
     package = README.parent / "src" / "mutransfer"

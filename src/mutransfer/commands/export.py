@@ -28,10 +28,12 @@ class Export:
     """The file to write: .csv or .parquet."""
     points: bool = False
     """The logged points instead of the runs."""
+    json: bool = False
+    """Print what was written as JSON."""
 
     def run(self) -> int:
         """Write the file. Returns 0."""
-        from mutransfer.commands.output import require_file
+        from mutransfer.commands.output import require_file, show_json
         from mutransfer.sweep.export import write_table
         from mutransfer.sweep.store import Store
 
@@ -51,5 +53,10 @@ class Export:
         if not rows:
             raise InputError(f"{str(self.folder)!r} holds no ended runs yet: nothing to write")
         write_table(self.out, rows)
-        print(f"{len(rows)} rows in {self.out}")
+        if self.json:
+            show_json(
+                {"file": self.out, "rows": len(rows), "columns": list(dict.fromkeys(n for row in rows for n in row))}
+            )
+        else:
+            print(f"{len(rows)} rows in {self.out}")
         return 0

@@ -64,7 +64,7 @@ class Sweep:
 
     def run(self) -> int:
         """Make what is missing. Returns 0 when every run has a result (a divergence is one), 1 when runs failed."""
-        from mutransfer.commands.output import command_line, require_folder, show_json
+        from mutransfer.commands.output import require_folder, show_json
         from mutransfer.sweep import Store, complete
 
         folder = require_folder(self.out)
@@ -73,7 +73,6 @@ class Sweep:
         if records is None:
             records = self._make(folder)
             with Store(folder) as store:
-                store.note("command", command_line())
                 complete.remember(store, asked, [record["key"] for record in records])
         if self.json:
             from mutransfer.sweep.store import flat_row
@@ -84,6 +83,7 @@ class Sweep:
         return 1 if any(record["status"] == "failed" for record in records) else 0
 
     def _make(self, folder: Path) -> list[Any]:
+        from mutransfer.commands.output import command_line
         from mutransfer.sweep import Options, sweep
         from mutransfer.train import RunConfig
 
@@ -92,6 +92,7 @@ class Sweep:
         options = Options(
             executor=self.executor, workers=self.workers, ranks=self.ranks, limit=60 * self.limit, yes=self.yes,
             keep=self.keep, tracker=self.tracker, search=self.search, metric=metric, trials=self.trials,
+            command=command_line(),
         )  # fmt: skip
         return sweep(wanted, folder, options)
 

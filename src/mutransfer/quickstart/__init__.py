@@ -120,9 +120,8 @@ def quickstart(out: Path, setting: Setting | None = None, workers: int | None = 
         for recipe, note in _check(setting, todo, executor, check_seconds).items():
             checks[recipe] = {**note, "key": _check_key(setting, data)}
             _say(f"coordinate check of {TITLES[recipe]}: {note['report']['verdict']}")
-        make(runs, out, Options(), executor, cost, "training runs")
+        make(runs, out, Options(command=command_line()), executor, cost, "training runs")
     with Store(out) as store:
-        store.note("command", command_line())
         for recipe in RECIPES:
             store.note(f"check:{recipe}", checks[recipe])
     wanted = {run.key for run in runs}

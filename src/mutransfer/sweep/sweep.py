@@ -33,7 +33,7 @@ class Options:
 
     `workers`: runs at once (by default one per core, or what the cluster has). `ranks`: devices of each run, by DDP.
     `limit`: seconds of estimated time above which it asks before it starts, unless `yes`. `keep`: keep the checkpoints of
-    ended runs. `search`, with the `metric` that it minimises and the `trials` of "optuna", decides which runs are made.
+    ended runs. `command` is noted in the store. `search`, with the `metric` that it minimises and the `trials` of "optuna", decides which runs are made.
     """
 
     executor: str = "local"
@@ -47,6 +47,7 @@ class Options:
     search: str = "grid"
     metric: str = "train_loss"
     trials: int = 30
+    command: str = ""
 
 
 def sweep(
@@ -82,6 +83,8 @@ def make(
     plain = options.search == "grid"
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(Store(folder))
+        if missing and options.command:
+            store.note("command", options.command)
         watchers: list[Watcher] = []
         if missing or not plain:
             live = stack.enter_context(Live(label, varying(runs), len(missing), cost, bounded=not plain))

@@ -20,6 +20,7 @@ from mutransfer.verdict import transfer_verdict
 Array = np.ndarray
 SHAPES: dict[str, Callable[[Array], Array]] = {
     "parabola": lambda d: d**2,
+    "d² + d³/10": lambda d: d**2 + 0.1 * d**3,
     "cubic": lambda d: d**2 * (1 + 0.35 * np.tanh(0.5 * d)),
     "wall": lambda d: d**2 + 0.15 * np.exp(1.6 * d),
     "steep wall": lambda d: 0.7 * d**2 + 0.02 * np.exp(3.5 * d),
@@ -82,6 +83,16 @@ SETTINGS = [
     *(replace(BASE, name=f"{shape}, {seeds} seed{'s' * (seeds > 1)}", shape=shape, seeds=seeds)
       for shape, seeds in (("parabola", 1), ("parabola", 2), ("parabola", 3), ("cubic", 1), ("cubic", 3), ("wall", 1), ("wall", 2), ("wall", 3),
                            ("steep wall", 2), ("|x|^1.5", 1), ("|x|^1.5", 3), ("log cosh", 2), ("hyperbola", 2))),
+    replace(BASE, name="parabola, 3 seeds, 7 LRs, 5 widths", seeds=3, lrs=7, sizes=5),
+    replace(BASE, name="parabola, 5 seeds, 3 widths", seeds=5, sizes=3),
+    replace(BASE, name="parabola, 3 seeds, 5 LRs", seeds=3, lrs=5),
+    replace(BASE, name="parabola, steps of √2, 2 seeds", spacing=0.5, lrs=13),
+    replace(BASE, name="parabola, 15 steps of √2, 5 seeds", spacing=0.5, lrs=15, seeds=5),
+    replace(BASE, name="parabola, 3 seeds, noise 0.4 %", noise=0.004, seeds=3, sizes=3),
+    replace(BASE, name="parabola, 3 seeds, drift −0.1, noise 0.05 %", noise=0.0005, seeds=3, lrs=7, drift=-0.1),
+    replace(BASE, name="parabola, 3 seeds, drift −1", drift=-1.0, seeds=3, lrs=11),
+    replace(BASE, name="d² + d³/10, 3 seeds", shape="d² + d³/10", seeds=3),
+    replace(BASE, name="d² + d³/10, 2 seeds, 7 LRs, noise 0.4 %", shape="d² + d³/10", lrs=7, noise=0.004),
     replace(BASE, name="steep wall, steps of √2, 1 seed", shape="steep wall", seeds=1, spacing=0.5, lrs=13),
     replace(BASE, name="wall, steps of √2, 3 seeds", shape="wall", seeds=3, spacing=0.5, lrs=13),
     replace(BASE, name="unpaired seeds", paired=False),

@@ -13,7 +13,17 @@ import numpy as np
 from scipy import stats
 
 from mutransfer.verdict.cells import Cells, Noise, locals_of, scatter
-from mutransfer.verdict.spline import ALIKE, FINE, Local, Posterior, apportion, curves, lowest, posterior, vertices
+from mutransfer.verdict.spline import (
+    DRAWN_ALIKE,
+    FINE,
+    Local,
+    Posterior,
+    apportion,
+    curves,
+    lowest,
+    posterior,
+    vertices,
+)
 
 Array = np.ndarray
 DRAWS = 1000
@@ -107,16 +117,19 @@ def replicate(sizes: Sequence[Cells], draws: int = DRAWS) -> Replicates:
     noise, found, parts, locals_ = _fit(sizes)
     rng = np.random.default_rng(20220307)
     chosen = apportion(found, draws)
-    tilt = _tilt(sizes, parts, found.noise)
+    tilt, tilt_dof = _tilt(sizes, parts, found.noise)
+    tilts = (
+        tilt * np.sqrt(tilt_dof / rng.chisquare(tilt_dof, (draws, 1))) if tilt else 0.0
+    )  # few seeds: its size is itself uncertain
     first = min(int(one.places[0]) for one in locals_)
     alike = rng.standard_normal((draws, max(int(one.places[-1]) for one in locals_) - first + 1))
     units, departures = [], []
     for cells, one in zip(sizes, locals_, strict=True):
         unit = rng.standard_normal((draws, len(one.x)))
-        shift = tilt / np.sqrt(len(cells.seeds)) * rng.standard_normal((draws, 1)) * (one.x - one.x.mean())
+        shift = tilts / np.sqrt(len(cells.seeds)) * rng.standard_normal((draws, 1)) * (one.x - one.x.mean())
         units.append(unit + shift / (found.noise * np.sqrt(one.v)))
         own = rng.standard_normal((draws, len(one.places)))
-        departures.append(np.sqrt(ALIKE) * alike[:, one.places - first] + np.sqrt(1 - ALIKE) * own)
+        departures.append(np.sqrt(DRAWN_ALIKE) * alike[:, one.places - first] + np.sqrt(1 - DRAWN_ALIKE) * own)
     drawn, means = curves(locals_, found, chosen, units, departures)
     made = []
     for i, (cells, part, one) in enumerate(zip(sizes, parts, locals_, strict=True)):
@@ -164,8 +177,8 @@ def _end(cells: Cells, index: int) -> str:
     return "inside" if cells.finite[index] else "stopped" if cells.given_up[index] else "wall"
 
 
-def _tilt(sizes: Sequence[Cells], parts: Sequence[slice], sigma: float) -> float:
-    """Standard deviation of a seed's own slope against log2 LR beyond what independent noise explains; 0 unless that is clear."""
+def _tilt(sizes: Sequence[Cells], parts: Sequence[slice], sigma: float) -> tuple[float, int]:
+    """Standard deviation of a seed's own slope against log2 LR beyond what independent noise explains, and its degrees of freedom; 0 unless that is clear."""
     squares, dof, spread = 0.0, 0, []
     for cells, part in zip(sizes, parts, strict=True):
         residual = cells.means[3][part]
@@ -177,8 +190,8 @@ def _tilt(sizes: Sequence[Cells], parts: Sequence[slice], sigma: float) -> float
         spread.append(1 / float(centred @ centred))
         dof += residual.shape[1] - 1
     if dof == 0 or sigma == 0 or stats.chi2.sf(squares / sigma**2, dof) > 0.05:
-        return 0.0
-    return float(np.sqrt(max(0.0, squares / dof - sigma**2) * np.mean(spread)))
+        return 0.0, dof
+    return float(np.sqrt(max(0.0, squares / dof - sigma**2) * np.mean(spread))), dof
 
 
 def _levels(

@@ -68,7 +68,9 @@ def draw_drift(verdicts: Mapping[str, Verdict], format: str = "png") -> bytes:
         label = (
             f"{name}: {verdict.drift.value:+.2f} per doubling" if name else f"{verdict.drift.value:+.2f} per doubling"
         )
-        axes.errorbar(x, y, np.maximum([y - low, high - y], 0), color=colour, marker="o", capsize=3, lw=1.6, label=label)
+        axes.errorbar(
+            x, y, np.maximum([y - low, high - y], 0), color=colour, marker="o", capsize=3, lw=1.6, label=label
+        )
         for at, one in zip(x, verdict.optima, strict=True):
             if np.isinf(one.log2_lr.low):
                 axes.plot(at, min(ends), "v", color=colour)

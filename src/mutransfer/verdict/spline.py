@@ -21,9 +21,12 @@ FINE, CELLS = 73, 32  # points at which a curve is drawn; cells of white noise i
 KAPPAS, SIGMAS = 9, 9
 GAMMAS = (0.0, 1.0, 2.0)  # per octave
 LONGEST = 4.0  # octaves from the centre beyond which the roughness grows (or shrinks) no more
-NONE = 0.7  # prior probability that κ = 0, the parabola; else
-ASYMMETRY, ASYMMETRY_SPREAD = 0.7, 1.0  # prior of κ over the curvature: median per octave, deviation of its log
-ALIKE = 0.7  # share of the departure's variance that sizes have in common, relative to their centres
+NONE = 0.6  # prior probability that κ = 0, the parabola; else
+ASYMMETRY, ASYMMETRY_SPREAD = 0.6, 1.0  # prior of κ over the curvature: median per octave, deviation of its log
+ALIKE = (
+    0.5  # share of the departure's variance that sizes have in common, relative to their centres: as the fit assumes,
+)
+DRAWN_ALIKE = 0.85  # and as its error is drawn: a fit that trusts likeness less errs less where there is less
 
 
 @dataclass(frozen=True)

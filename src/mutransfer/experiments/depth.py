@@ -17,15 +17,17 @@ def config(size: str) -> Grid:
     # σ·√width as at width 32 of the other small settings
     run = {name: value for name, value in (SMALL | {"width": 64, "init_std": 0.0566} if small else paper).items() if name != "depth"}  # fmt: skip
     lrs = powers(-10, -4) if small else powers(-13, -5)
+    # without a norm the optimum lies within an octave of divergence
+    fine = tuple(sorted((*lrs, 2**-6.5, 2**-5.5))) if small else lrs
     return Grid(
         run=run,
         sizes=(2, 4, 8, 16) if small else (4, 8, 16, 32, 64),
-        seeds=(0,),
+        seeds=(0, 1) if small else (0,),
         variants=(
             Variant("SP, LayerNorm", {"recipe": "sp"}, lrs),
             Variant("CompleteP, LayerNorm", {"recipe": "completep"}, lrs),
-            Variant("SP, no norm", {"recipe": "sp", "norm": "none"}, lrs),
-            Variant("CompleteP, no norm", {"recipe": "completep", "norm": "none"}, lrs),
+            Variant("SP, no norm", {"recipe": "sp", "norm": "none"}, fine),
+            Variant("CompleteP, no norm", {"recipe": "completep", "norm": "none"}, fine),
         ),
         judged=("CompleteP, LayerNorm", "CompleteP, no norm"),
         size="depth",

@@ -60,7 +60,7 @@ def sweep(
     Raises InputError for bad options, when the user says no, and when every run failed.
     """
     options = options or Options()
-    _check(options)
+    _check(options, runs)
     known, missing = missing_runs(runs, folder)
     with contextlib.ExitStack() as stack:
         executor: Executor = _Nobody()
@@ -181,10 +181,16 @@ def open_executor(options: Options, runs: int, folder: Path) -> Any:
     return Workers(max(1, min(places, max(runs, 1))))
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, runs: Sequence[Wanted]) -> None:
     for name, value, known in (("executor", options.executor, EXECUTORS), ("search", options.search, SEARCHES)):
         if value not in known:
             raise InputError(f"{name}={value!r}: choose from {', '.join(known)}")
+    for tracker in options.tracker:
+        from mutransfer.train.trackers import open_tracker
+
+        open_tracker(tracker, "", Path())
+    if options.search == "adaptive":
+        groups(runs)
     for name, value in (("workers", options.workers), ("ranks", options.ranks), ("trials", options.trials)):
         if value is not None and value < 1:
             raise InputError(f"{name}={value}: give a whole number of at least 1")

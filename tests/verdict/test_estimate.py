@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mutransfer.verdict.estimate import central, one_sided, quantile
+from mutransfer.verdict.estimate import Estimate, central, one_sided, quantile
 
 
 @pytest.mark.parametrize("level", [0.8, 0.9, 0.95])
@@ -31,3 +31,12 @@ def test_a_central_interval_may_be_open() -> None:
 def test_quantiles_between_infinities_are_infinite_not_nan() -> None:
     assert quantile(np.array([-np.inf, -np.inf, 0.0]), 0.25) == -np.inf
     assert quantile(np.array([0.0, np.inf]), 0.5) == np.inf
+
+
+@pytest.mark.parametrize("value", [-3.0, 0.0, 3.0])
+def test_an_interval_holds_its_value(value: float) -> None:
+    draws = np.linspace(-1, 1, 101)
+    for found in (Estimate(value, -1.0, 1.0), central(value, draws, 0.9)):
+        assert found.low <= value <= found.high
+    found = one_sided(abs(value), draws**2, draws**2, draws, 0.9)
+    assert found.low <= abs(value) <= found.high

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import mutransfer as mt
+from mutransfer.verdict.figure import draw_drift
 from tests.verdict.tables import DRIFTING, STAYING, WORSE, table
 
 
@@ -78,6 +79,43 @@ def test_a_common_level_of_the_seeds_changes_nothing_but_the_loss() -> None:
     one, two = mt.transfer_verdict(rows), mt.transfer_verdict(shifted)
     assert one.drift.value == pytest.approx(two.drift.value, abs=1e-3)
     assert one.noise == pytest.approx(two.noise, rel=1e-6)
+
+
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {  # optima and best losses as published; heights of the valleys and noise are ours
+    "untied, SP": ("DRIFTS", dict(optima=(-11, -11.5, -12, -12.5), losses=(5.34, 5.37, 5.41, 5.46), lrs=tuple(range(-15, -7)), rise=0.03)),
+    "untied, embedding LR 1/N": ("DRIFTS", dict(optima=(-10.9, -10.2, -9.4, -8.7), losses=(5.375, 5.34, 5.31, 5.29), lrs=tuple(range(-14, -6)), rise=0.03)),
+    "untied, all fixes": ("HOLDS", dict(optima=(-9.4, -9.3, -9.2, -9.1), losses=(5.375, 5.335, 5.3, 5.263), lrs=tuple(range(-13, -5)), rise=0.03)),
+    "spectral width": ("HOLDS", dict(optima=(-4.5, -4.5, -4.6), losses=(2.314, 2.17, 2.047), lrs=tuple(range(-9, -2)))),
+    "spectral depth": ("HOLDS", dict(optima=(-4.2, -4.1, -4, -4), losses=(2.253, 2.169, 2.114, 2.052), lrs=tuple(range(-9, -2)))),
+    "depth without norm, SP": ("DRIFTS", dict(optima=(-5.2, -5.8, -6.4, -7), losses=(2.292, 2.254, 2.281, 2.307), lrs=tuple(range(-9, -4)))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings_get_the_verdict_that_their_numbers_support(name: str, seeds: int) -> None:
+    status, fields = PUBLISHED[name]
+    v = mt.transfer_verdict(table(**fields, seeds=seeds, diverges=9))
+    assert v.status == status
+
+
+@pytest.mark.parametrize("drift, rise", [(-0.35, 0.015), (-0.4, 0.015), (-0.4, 0.012)])
+def test_a_drift_that_costs_half_to_one_percent_drifts(drift: float, rise: float) -> None:
+    v = mt.transfer_verdict(table(tuple(-8 + drift * i for i in range(4)), rise=rise, seeds=2, diverges=9))
+    assert v.status == "DRIFTS"
+
+
+@pytest.mark.parametrize("finite", [1, 2])
+def test_sizes_with_next_to_no_finite_run_are_still_drawn(finite: int) -> None:
+    rows = table(seeds=2, lrs=tuple(range(-9, -5)), diverges=9)
+    for row in rows:
+        if row["width"] == 64 and row["lr"] > 2.0 ** (finite - 9.5):
+            row["loss"] = math.nan
+    v = mt.transfer_verdict(rows)
+    assert v.status == "INCONCLUSIVE"
+    for e in (v.drift, v.regret, *(o.log2_lr for o in v.optima)):
+        assert e.low <= e.value <= e.high
+    assert draw_drift({"": v})
 
 
 # edges, walls, missing runs ------------------------------------------------------------------------------------------

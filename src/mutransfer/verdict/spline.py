@@ -134,7 +134,8 @@ def curvature(locals_: list[Local]) -> float:
 def posterior(locals_: list[Local], replicate_dof: float, replicate_ss: float) -> Posterior:
     """Weights of (γ, κ, σ) given every size's cells (restricted likelihood, the parabola integrated out) and the seeds' scatter.
 
-    `replicate_ss / replicate_dof` estimates σ² from seeds alone. Prior: γ equal, log κ normal about the curvature's scale, log σ uniform.
+    `replicate_ss / replicate_dof` estimates σ² from seeds alone. Prior: γ equal, κ zero with probability NONE
+    and else log-normal about the curvature's scale, log σ uniform: smooth data end at the parabola and short intervals, others do not.
     """
     steps = np.linspace(-2.5, 2.5, KAPPAS)
     some = np.exp(-0.5 * steps**2)

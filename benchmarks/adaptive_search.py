@@ -52,7 +52,7 @@ class Replay:
 
     def stop(self, run: Wanted, paused: Record, reason: str) -> Record:
         """A run that is given up."""
-        self.ended[run.key] = {**paused, "status": "stopped", "metrics": {}}
+        self.ended[run.key] = {**paused, "status": "stopped"}
         return self.ended[run.key]
 
 

@@ -114,14 +114,16 @@ def test_more_seeds_only_where_the_noise_asks_for_them() -> None:
     def quiet(width: float, x: float, seed: int) -> float:
         return 2.0 + 0.05 * (x + 6.2) ** 2
 
-    assert {seed for _, _, seed in follow(quiet)} == {0}
+    assert {seed for width, _, seed in follow(quiet) if width == 256} == {
+        0
+    }  # smaller sizes are cheap: they have a budget
 
     def loud(width: float, x: float, seed: int) -> float:
         return quiet(width, x, seed) + float(
             np.random.default_rng([int(width), round(2 * x) + 99, seed]).normal(0, 0.03)
         )
 
-    assert {seed for _, _, seed in follow(loud)} == {0, 1}
+    assert {seed for width, _, seed in follow(loud) if width == 256} == {0, 1}
 
 
 def test_the_local_fit_is_exact_on_a_parabola_and_blind_to_the_level_of_a_seed() -> None:

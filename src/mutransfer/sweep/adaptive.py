@@ -8,7 +8,9 @@ For each size in growing order:
    the optimum that the smaller sizes predict (linear in log size), and more beyond while the best is at the edge.
 2. Fine. The two rates at a distance of √2 from the best.
 3. The smallest size's optimum, where it is not among these: what it costs here is the question.
-4. Seeds. One seed; another one at three rates around the optimum while its standard error is above `PRECISION`.
+4. Seeds. One seed; another one at three rates around the optimum while its standard error is above `PRECISION`. What is
+   small is cheap, and its optimum is what is carried over: the smaller sizes share `SPARE` runs' worth of the largest
+   size for more rates and seeds around their optima.
 
 Only the losses decide, never the clock: an interrupted search takes the same decisions again.
 """
@@ -22,12 +24,16 @@ from typing import Any
 
 import numpy as np
 
+from mutransfer.sweep.cost import flops_of
 from mutransfer.sweep.driver import Ask, Driver, Record, Search
 from mutransfer.sweep.points import Group
 from mutransfer.sweep.wanted import Call
 
+AROUND = 3  # rates around the optimum at which another seed is run
+SPARE = 3.0  # runs of the largest size whose cost the smaller ones may spend, together, on more rates and seeds
 PRECISION = 0.12  # octaves: standard error of an optimum with which its search ends
 _REACH = 1.25  # octaves around the best point that the local parabola spans
+_SPARE_REACH = 2.0  # octaves
 _LONG_ENOUGH = 20  # updates from which on half a run says something
 
 Curve = dict[float, dict[Any, float]]
@@ -142,14 +148,34 @@ def adaptive(group: Group, metric: str, driver: Driver) -> Search:
             optimum, error = found.fit(size)
             if error <= PRECISION:
                 break
-            centre = min(curve, key=lambda x: abs(x - optimum))
-            around = [x for x in curve if abs(x - centre) in (0, 1) and all(map(math.isfinite, curve[x].values()))]
-            yield from _measure(group, size, around, seed, metric, curve)
+            near = sorted(curve, key=lambda x: abs(x - optimum))[:AROUND]
+            yield from _measure(group, size, [x for x in near if math.isfinite(curve[x][first])], seed, metric, curve)
+        optimum = found.fit(size)[0]
+        spare = [(x, seed) for x in _rates(low, high) for seed in group.seeds if abs(x - optimum) <= _SPARE_REACH]
+        spare = sorted((p for p in spare if p[1] not in curve.get(p[0], {})), key=lambda p: abs(p[0] - optimum))
+        if size != group.sizes[-1]:
+            budget = SPARE / (len(group.sizes) - 1) * _work(group, group.sizes[-1])
+            spare = spare[: math.floor(budget / _work(group, size))]
+            for seed in group.seeds:
+                yield from _measure(group, size, [x for x, own in spare if own == seed], seed, metric, curve)
         found.optima[size] = found.fit(size)[0]
         carried = low + round(2 * (next(iter(found.optima.values())) - low)) / 2
         if all(abs(carried - x) > _REACH / 2 for x in curve):
             # what the smallest size's rate costs here is the question: measure it where the fit does not reach
             yield from _measure(group, size, [carried], first, metric, curve)
+
+
+def _rates(low: float, high: float) -> list[float]:
+    """Every rate of the range in steps of √2."""
+    return [low + i / 2 for i in range(math.floor(2 * (high - low) + 1e-9) + 1)]
+
+
+def _work(group: Group, size: float) -> float:
+    """What a run of this size costs: FLOPs; for the user's own function the size, squared where it is a width."""
+    run = group.templates[size, group.seeds[0]]
+    if not isinstance(run.config, Call):
+        return flops_of(run.config)
+    return max(size, 1e-9) ** (1 if group.size_name == "depth" else 2)
 
 
 Steps = Generator[Sequence[Ask], Sequence[Record], None]

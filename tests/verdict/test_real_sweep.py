@@ -45,4 +45,4 @@ def test_mup_holds_although_its_losses_are_noisy_above_the_optimum() -> None:
 def test_the_standard_parametrization_drifts() -> None:
     verdict = mt.transfer_verdict(rows("sp"))
     assert verdict.status == "DRIFTS"
-    assert -0.9 < verdict.drift.low and verdict.drift.high < -0.6 and verdict.regret.low > 0.04
+    assert verdict.drift.low > -0.95 and verdict.drift.high < -0.6 and verdict.regret.low > 0.035

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from mutransfer.verdict.cells import Cells, Noise, locals_of, scatter
+from mutransfer.verdict.cells import Cells, Noise, locals_of, scatter, unsteady
 from mutransfer.verdict.spline import (
     DRAWN_ALIKE,
     FINE,
@@ -114,7 +114,7 @@ class Replicates:
 
 def replicate(sizes: Sequence[Cells], draws: int = DRAWS) -> Replicates:
     """Fit all sizes together and draw. Deterministic: the generator is seeded here."""
-    noise, found, parts, locals_ = _fit(sizes)
+    sizes, noise, found, parts, locals_ = _fit(sizes)
     rng = np.random.default_rng(20220307)
     chosen = apportion(found, draws)
     tilt, tilt_dof = _tilt(sizes, parts, found.noise)
@@ -138,16 +138,21 @@ def replicate(sizes: Sequence[Cells], draws: int = DRAWS) -> Replicates:
     return Replicates(tuple(made), noise, found, common, levels)
 
 
-def _fit(sizes: Sequence[Cells]) -> tuple[Noise, Posterior, list[slice], list[Local]]:
-    def around(sigma: float, centres: list[float] | None) -> tuple[Noise, Posterior, list[slice], list[Local]]:
+Fit = tuple[Sequence[Cells], Noise, Posterior, list[slice], list[Local]]
+
+
+def _fit(sizes: Sequence[Cells]) -> Fit:
+    def around(sizes: Sequence[Cells], sigma: float, centres: list[float] | None) -> Fit:
         parts = [cells.stretch(sigma) for cells in sizes]
         noise = scatter(sizes, parts)
         locals_ = locals_of(sizes, parts, noise.ratio, centres)
-        return noise, posterior(locals_, noise.dof, noise.ss), parts, locals_
+        return sizes, noise, posterior(locals_, noise.dof, noise.ss), parts, locals_
 
     # the noise decides how far a valley reaches, and is measured inside it; what sizes have in common is seen from their optima
-    _, found, _, locals_ = around(0.0, None)
-    return around(found.noise, vertices(locals_, found))
+    _, _, found, parts, locals_ = around(sizes, 0.0, None)
+    centres = vertices(locals_, found)
+    sizes = unsteady(sizes, parts, centres)
+    return around(sizes, found.noise, centres)
 
 
 def _optimum(cells: Cells, part: slice, one: Local, curve: Array, mean: Array, uniform: Array) -> Draws:
@@ -184,10 +189,11 @@ def _tilt(sizes: Sequence[Cells], parts: Sequence[slice], sigma: float) -> tuple
         residual = cells.means[3][part]
         if residual.shape[1] < 2 or np.isnan(residual).any() or len(residual) < 4:
             continue
-        centred = cells.x[part] - cells.x[part].mean()
-        slopes = centred @ residual / (centred @ centred)
-        squares += float(slopes @ slopes) * float(centred @ centred)
-        spread.append(1 / float(centred @ centred))
+        trust = cells.spread[part] ** -2.0
+        centred = cells.x[part] - np.average(cells.x[part], weights=trust)
+        slopes = (trust * centred) @ residual / (trust @ centred**2)
+        squares += float(slopes @ slopes) * float(trust @ centred**2)
+        spread.append(1 / float(trust @ centred**2))
         dof += residual.shape[1] - 1
     if dof == 0 or sigma == 0 or stats.chi2.sf(squares / sigma**2, dof) > 0.05:
         return 0.0, dof
@@ -205,7 +211,7 @@ def _levels(
     most = max(len(cells.seeds) for cells in sizes)
     if most < 2:
         return np.zeros(draws), np.zeros((len(sizes), draws))
-    per_cell = sigma**2 / np.mean([max(1, int(cells.finite.sum())) for cells in sizes])
+    per_cell = sigma**2 / np.mean([max(1.0, float((cells.spread[cells.finite] ** -2.0).sum())) for cells in sizes])
     if len(shared) >= 2:
         table = np.array([[effect[seed] for seed in sorted(shared)] for effect in effects])  # (W, S)
         table = table - table.mean(1, keepdims=True)

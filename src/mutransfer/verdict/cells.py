@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,17 +15,23 @@ Array = np.ndarray
 LEAST = 5  # cells of the fitted stretch, where there are as many
 RISE = 2.0  # it goes on while the loss rises less than this multiple of those cells' largest rise
 PRIOR_DOF = 8.0  # how firmly a size's own noise is pulled to that of all sizes
+GROWTHS = np.linspace(0, 2.5, 26)  # of the noise's deviation per octave above the optimum: e-folds
+GROWTH_RATE = 2.0  # prior of the growth: exponential, so that steady noise is the first guess
 
 
 @dataclass(frozen=True)
 class Cells:
-    """One size. `x` (L,) log2 LR ascending; `loss` (L, S): nan absent, +inf a wall; `given_up` (L,): a run was stopped as hopeless there."""
+    """One size. `x` (L,) log2 LR ascending; `loss` (L, S): nan absent, +inf a wall; `given_up` (L,): a run was stopped as hopeless there.
+
+    `spread` (L,): standard deviation of a run's noise there relative to that at the optimum.
+    """
 
     size: float
     x: Array
     seeds: tuple[str, ...]
     loss: Array
     given_up: Array
+    spread: Array
 
     @property
     def finite(self) -> Array:
@@ -59,8 +65,11 @@ class Cells:
             design[np.arange(len(at)), present] = 1
             design[np.arange(len(at)), len(rows) + seat] = 1
             design[-1, len(rows) :] = 1  # the effects sum to zero
+            trust = np.append(1 / self.spread[at], 1.0)
             if np.linalg.matrix_rank(design) == design.shape[1]:
-                solved = np.linalg.lstsq(design, np.append(self.loss[at, who], 0.0), rcond=None)[0]
+                solved = np.linalg.lstsq(
+                    design * trust[:, None], np.append(self.loss[at, who], 0.0) * trust, rcond=None
+                )[0]
                 mean[rows], effect[people] = solved[: len(rows)], solved[len(rows) :]
         residual[at, who] = self.loss[at, who] - mean[at] - effect[who]
         return mean, known.sum(1), effect, residual
@@ -109,8 +118,34 @@ def gather(runs: Sequence[Run]) -> list[Cells]:
             loss[i, j] = run.loss
             given_up[i] |= run.status == "stopped"
             diverged[i] |= run.status == "diverged"
-        found.append(Cells(size, x, seeds, loss, given_up & ~diverged))
+        found.append(Cells(size, x, seeds, loss, given_up & ~diverged, np.ones(len(x))))
     return found
+
+
+def unsteady(sizes: Sequence[Cells], parts: Sequence[slice], centres: Sequence[float]) -> list[Cells]:
+    """The same cells with a noise that grows above the optimum: deviation σ·exp(g·(x − optimum)₊), one g ≥ 0 for all sizes.
+
+    Training is less reproducible toward divergence. g is the most probable one given how the seeds scatter in each cell of
+    the stretches; it is 0 where there is one seed, and where the scatter is the same everywhere.
+    """
+    above, squares, dofs = [], [], []
+    for cells, part, centre in zip(sizes, parts, centres, strict=True):
+        residual = cells.means[3][part]
+        known = ~np.isnan(residual)
+        above.append(np.maximum(cells.x[part] - centre, 0))
+        squares.append(np.nansum(residual**2, 1))
+        dofs.append(np.maximum(known.sum(1) - 1, 0) * max(0.0, 1 - 1 / max(1, len(known))))
+    x, square, dof = (np.concatenate(v) for v in (above, squares, dofs))
+    if dof.sum() < 2 or square.sum() <= 0:
+        return list(sizes)
+    variance = np.exp(2 * GROWTHS[:, None] * x)
+    pooled = (square / variance).sum(1)
+    score = -0.5 * (dof * np.log(variance)).sum(1) - 0.5 * dof.sum() * np.log(pooled) - GROWTH_RATE * GROWTHS
+    growth = float(GROWTHS[int(np.argmax(score))])
+    return [
+        replace(cells, spread=np.exp(growth * np.clip(cells.x - centre, 0, 4)))
+        for cells, centre in zip(sizes, centres, strict=True)
+    ]
 
 
 def _natural(seed: str) -> tuple[int, float, str]:
@@ -131,7 +166,7 @@ def scatter(sizes: Sequence[Cells], stretches: Sequence[slice]) -> Noise:
         lost = whole.any(1).sum() + max(0, whole.any(0).sum() - 1)
         total = whole.sum()
         share = max(0.0, (total - lost) / total) if total else 0.0  # degrees of freedom per residual
-        sums.append(float(np.nansum(inside**2)))
+        sums.append(float(np.nansum((inside / cells.spread[part][:, None]) ** 2)))
         dofs.append(share * known.sum())
     dof, ss = float(np.sum(dofs)), float(np.sum(sums))
     if dof <= 0 or ss <= 0:
@@ -155,7 +190,7 @@ def locals_of(
         mean, count, _, _ = cells.means
         x, y = cells.x[part], mean[part]
         centre = _centre(x, y) if centres is None else float(np.clip(centres[i], low, high))
-        made.append(Local(x, y, share / np.maximum(count[part], 1), low, high, centre, cell))
+        made.append(Local(x, y, share * cells.spread[part] ** 2 / np.maximum(count[part], 1), low, high, centre, cell))
     return made
 
 

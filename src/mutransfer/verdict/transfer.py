@@ -97,7 +97,7 @@ def bimodal(one: Draws, sigma: float) -> bool:
     if len(y) < 4:
         return False
     best = int(np.argmin(y))
-    noise = sigma / np.sqrt(np.maximum(n, 1))
+    noise = sigma * one.cells.spread[run] / np.sqrt(np.maximum(n, 1))
     for i in range(len(y)):
         between = y[min(i, best) + 1 : max(i, best)]
         if len(between):

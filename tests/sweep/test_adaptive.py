@@ -120,7 +120,7 @@ def test_more_seeds_only_where_the_noise_asks_for_them() -> None:
 
     def loud(width: float, x: float, seed: int) -> float:
         return quiet(width, x, seed) + float(
-            np.random.default_rng([int(width), round(2 * x) + 99, seed]).normal(0, 0.03)
+            np.random.default_rng([int(width), round(2 * x) + 99, seed]).normal(0, 0.08)
         )
 
     assert {seed for width, _, seed in follow(loud) if width == 256} == {0, 1}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import chdtrc
 
 from mutransfer.verdict.cells import Cells, Noise, locals_of, scatter, unsteady
 from mutransfer.verdict.spline import (
@@ -195,7 +195,7 @@ def _tilt(sizes: Sequence[Cells], parts: Sequence[slice], sigma: float) -> tuple
         squares += float(slopes @ slopes) * float(trust @ centred**2)
         spread.append(1 / float(trust @ centred**2))
         dof += residual.shape[1] - 1
-    if dof == 0 or sigma == 0 or stats.chi2.sf(squares / sigma**2, dof) > 0.05:
+    if dof == 0 or sigma == 0 or chdtrc(dof, squares / sigma**2) > 0.05:
         return 0.0, dof
     return float(np.sqrt(max(0.0, squares / dof - sigma**2) * np.mean(spread))), dof
 
@@ -226,7 +226,7 @@ def _levels(
         dof = sum(len(v) - 1 for v in values)
         square, square_common, dof_common = sum(float(v @ v) for v in values) / max(dof, 1), 0.0, 1
     own = max(0.0, square - per_cell)
-    if dof and per_cell > 0 and stats.chi2.sf(square * dof / per_cell, dof) > 0.1:
+    if dof and per_cell > 0 and chdtrc(dof, square * dof / per_cell) > 0.1:
         own = 0.0
     scale = np.sqrt(dof / np.maximum(chi[: min(dof, 32)].sum(0) * max(1, dof / 32), 1e-9)) if dof else 1.0
     scale_common = np.sqrt(dof_common / np.maximum(chi[32 : 32 + min(dof_common, 32)].sum(0), 1e-9))

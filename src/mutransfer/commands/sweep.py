@@ -132,8 +132,10 @@ class Sweep:
     def _calls(self, function: Any, axes: dict[str, list[Any]], given: dict[str, Any]) -> list[Wanted]:
         """The user's own training function at every point, whose parameters must be the fields."""
         from mutransfer.sweep import Call, Wanted
-        from mutransfer.sweep.grid import expand
+        from mutransfer.sweep.grid import expand, require_numbers
 
+        require_numbers(axes, "--grid")
+        require_numbers({name: [value] for name, value in given.items()}, "--set")
         parameters = inspect.signature(function).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name in (*axes, *given):

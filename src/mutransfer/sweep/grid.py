@@ -33,11 +33,14 @@ def axes_of(words: Iterable[str], option: str = "--grid") -> dict[str, list[Any]
             raise InputError(f"{option} {word!r}: write name=values, such as {option} width=32,64,128 lr=2^-12..2^-4")
         if name in axes:
             raise InputError(f"{option} names {name!r} twice: write all its values once, separated by commas")
-        values = [value for part in text.split(",") for value in _values(part, word, option)]
+        parts = text.split(",")
+        if "" in parts:
+            raise InputError(f"{option} {word!r}: a value is missing beside a comma; the empty value is written none")
+        values = [value for part in parts for value in _values(part, word, option)]
+        if len(values) > _MOST:
+            raise InputError(f"{option} {word!r}: more than {_MOST} values; powers of two are written 2^5..2^8")
         if len(set(map(repr, values))) < len(values):
             raise InputError(f"{option} {word!r}: a value occurs twice")
-        if len(values) > _MOST:
-            raise InputError(f"{option} {word!r}: {len(values)} values; powers of two are written 2^5..2^8")
         axes[name] = values
     return axes
 
@@ -66,7 +69,7 @@ def _values(part: str, word: str, option: str) -> list[Any]:
         start, end = int(first), int(last)
         if end < start:
             raise ValueError
-        return list(range(start, end + 1)) if end - start < 10 * _MOST else [0] * (10 * _MOST)
+        return list(range(start, min(end, start + _MOST) + 1))  # one too many is enough to be refused
     except ValueError:
         raise InputError(
             f"{option} {word!r}: {part!r} is no range; write 2^-12..2^-4 (powers of two), 2^-12..2^-4/2 (steps of √2) or 0..3"
@@ -128,6 +131,14 @@ def grid_configs(values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -
         smallest = {name: min(axes[name]) for name in SIZES if name in axes and _numbers(axes[name])}
         values = {**values, "base": smallest}
     return [RunConfig.from_dict(with_fields(values, point, "--grid")) for point in expand(axes)]
+
+
+def require_numbers(values: Mapping[str, Sequence[Any]], option: str) -> None:
+    """Raise InputError for a learning rate or size that is not a number above 0: no training can mean anything else by them."""
+    for name in ("lr", *SIZES):
+        for value in values.get(name, ()):
+            if isinstance(value, bool) or not _numbers([value]) or not value > 0:
+                raise InputError(f"{option} {name}={value}: give numbers above 0")
 
 
 def _numbers(values: Sequence[Any]) -> bool:

@@ -93,13 +93,18 @@ def call_function(spec: str, cwd: str, point: Mapping[str, Any], folder: str | N
         Path(folder).mkdir(parents=True, exist_ok=True)
     returned = function(**point, **{name: value for name, value in extra.items() if name in accepted})
     numbers = dict(returned) if isinstance(returned, Mapping) else {"loss": returned}
-    try:
-        found = {str(name): float(value) for name, value in numbers.items()}
-        loss = found["loss"]
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            f"{spec} returned {str(returned)[:80]!r}: return the loss, or a dict of numbers with the key 'loss'"
-        ) from None
+    if "loss" not in numbers:
+        raise InputError(f"{spec} returned {_quoted(returned)}: return the loss, or a dict of numbers with the key 'loss'")
+    found = {}
+    for name, value in numbers.items():
+        try:
+            found[str(name)] = _plain(value)
+        except (TypeError, ValueError, RuntimeError):
+            what = f"{str(name)!r} in what {spec} returned" if isinstance(returned, Mapping) else f"what {spec} returned"
+            raise InputError(
+                f"{what} is {_quoted(value)}, not a number: return the loss, or a dict of numbers with the key 'loss'"
+            ) from None
+    loss = found["loss"]
     diverged = not math.isfinite(loss)
     return {
         "status": "diverged" if diverged else "finished",
@@ -108,6 +113,19 @@ def call_function(spec: str, cwd: str, point: Mapping[str, Any], folder: str | N
         "flops": found.get("flops"), "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu, "points": points,
     }  # fmt: skip
+
+
+def _plain(value: Any) -> float:
+    """A number, or a tensor or array with one element, as a float. Raises TypeError or ValueError for anything else."""
+    if isinstance(value, bool):
+        raise TypeError(value)
+    # a loss is often returned with its graph, of which torch warns in float()
+    return float(value.detach() if hasattr(value, "detach") else value)
+
+
+def _quoted(value: Any) -> str:
+    text = " ".join((value if isinstance(value, str) else repr(value)).split())[:80]
+    return repr(text) if isinstance(value, str) else text
 
 
 def import_function(spec: str, cwd: str) -> Callable[..., Any]:

@@ -292,11 +292,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def flat_row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as one level of names; the machine's facts as one text."""
+    """A record as one level of names; the machine's facts as one text.
+
+    A number that the user's function returned under the name of a field or a column of ours (`lr`, `status`) is named
+    `returned.lr`: it must not stand for what the run was.
+    """
     row = {name: value for name, value in record.items() if name not in ("config", "metrics", "environment")}
     head = {name: row.pop(name) for name in ("key", "status", "reason")}
     environment = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
-    return {**head, **flat(record["config"]), **record["metrics"], **row, "environment": environment}
+    known = {**head, **flat(record["config"])}
+    taken = {*known, *row, "environment"}
+    metrics = {f"returned.{name}" if name in taken else name: value for name, value in record["metrics"].items()}
+    return {**known, **metrics, **row, "environment": environment}
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class Workers:
             ours, theirs = context.Pipe()
             # no daemon: a user's job may start processes of its own, such as those of a data loader
             process = context.Process(target=_work, args=(theirs,), daemon=False)
-            process.start()
+            _start_deaf(process)
             atexit.register(self.close)
             theirs.close()
         finally:
@@ -141,8 +141,22 @@ class Workers:
         return f"its worker process ended {how}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
+def _start_deaf(process: BaseProcess) -> None:
+    """Start a process that an interruption of the terminal cannot reach while it is still being loaded."""
+    if not hasattr(signal, "pthread_sigmask"):
+        process.start()
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the new process
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.dup2(2, 1)  # what a user's function prints must not mix with the sweep's own output
     import torch

@@ -14,6 +14,8 @@ from mutransfer.verdict.table import Run
 Array = np.ndarray
 LEAST = 5  # cells of the fitted stretch, where there are as many
 RISE = 2.0  # it goes on while the loss rises less than this multiple of those cells' largest rise
+EXPLODED = 1.5  # times the worst loss at any lower LR: worse than hardly trained at all, and so a divergence
+LEVELLED = 7  # lowest cells of a size, from which the seeds' own levels are taken
 PRIOR_DOF = 8.0  # how firmly a size's own noise is pulled to that of all sizes
 GROWTHS = np.linspace(0, 2.5, 26)  # of the noise's deviation per octave above the optimum: e-folds
 GROWTH_RATE = 2.0  # prior of the growth: exponential, so that steady noise is the first guess
@@ -65,7 +67,9 @@ class Cells:
             design[np.arange(len(at)), present] = 1
             design[np.arange(len(at)), len(rows) + seat] = 1
             design[-1, len(rows) :] = 1  # the effects sum to zero
-            trust = np.append(1 / self.spread[at], 1.0)
+            # a run about to diverge says nothing of its seed's level: it counts for its own cell only
+            near = np.argsort(np.argsort(mean)) < LEVELLED
+            trust = np.append(np.where(near, 1.0, 1e-3)[at] / self.spread[at], 1.0)
             if np.linalg.matrix_rank(design) == design.shape[1]:
                 solved = np.linalg.lstsq(
                     design * trust[:, None], np.append(self.loss[at, who], 0.0) * trust, rcond=None
@@ -118,8 +122,23 @@ def gather(runs: Sequence[Run]) -> list[Cells]:
             loss[i, j] = run.loss
             given_up[i] |= run.status == "stopped"
             diverged[i] |= run.status == "diverged"
-        found.append(Cells(size, x, seeds, loss, given_up & ~diverged, np.ones(len(x))))
+        found.append(Cells(size, x, seeds, exploded(loss), given_up & ~diverged, np.ones(len(x))))
     return found
+
+
+def exploded(loss: Array) -> Array:
+    """(L, S) with +inf for finite losses that are those of a divergence: above the best LR, and worse than every LR below it by far.
+
+    Without a norm a network can blow up to a loss of 1e9 and stay finite. Losses that are not positive are left alone.
+    """
+    worst = np.where(np.isnan(loss), -np.inf, loss).max(1)
+    usual = np.nanmin(np.where(np.isinf(loss), np.nan, loss), axis=1, initial=np.inf)
+    best = int(np.argmin(np.where(np.isfinite(worst), worst, np.inf)))
+    below = usual[: best + 1][np.isfinite(usual[: best + 1])]
+    if not len(below) or best == 0 or below.min() <= 0:
+        return loss
+    above = np.arange(len(loss)) > best
+    return np.where(above[:, None] & (loss > EXPLODED * below.max()), np.inf, loss)
 
 
 def unsteady(sizes: Sequence[Cells], parts: Sequence[slice], centres: Sequence[float]) -> list[Cells]:

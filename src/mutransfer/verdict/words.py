@@ -60,7 +60,7 @@ def _better(verdict: Verdict) -> str:
         False: "larger is worse",
         None: "larger is neither better nor worse beyond the noise",
     }
-    return f"{word[verdict.wider_is_better]}, by {_signed(100 * g.value)} % {_span(100 * g.low, 100 * g.high)}"
+    return f"{word[verdict.wider_is_better]}: the largest gains {_signed(100 * g.value)} % {_span(100 * g.low, 100 * g.high)}"
 
 
 def _hides(verdict: Verdict) -> str:

@@ -143,8 +143,9 @@ def doubt(e: Evidence) -> tuple[list[str], list[dict[str, Any]]]:
         for size in (base, last):
             wanted += _around(size, spacing, _near(size, spacing), fresh=2)
     for step in (e.overall, *e.steps):
-        margin_chance = step.worse if step is e.overall else step.worse / 2
-        if margin_chance > 1 - e.sure:
+        # from the smallest to the largest it must surely not get worse; of a single step it is enough that it more likely does not
+        doubtful = step.worse > 1 - e.sure if step is e.overall else step.worse > 0.5
+        if doubtful:
             reasons.append(
                 f"whether {e.size_name} {step.end:g} is better than {step.start:g} is within the noise: {_gain(step)}"
             )

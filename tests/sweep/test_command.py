@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mutransfer.cli import main
+from mutransfer.errors import InputError
 from mutransfer.sweep import Store, complete, read_rows
 
 SMALL = "depth=1 head_size=8 context=16 batch=2 steps=24 warmup=2 val_batches=0 log_every=6 device=cpu"
@@ -210,6 +211,10 @@ def test_something_long_is_asked_for_and_without_a_terminal_refused(
 
 @pytest.mark.parametrize(("line", "said"), [
     ("gpt --grid lr=2^-8 --set lr=0.1", "lr is in --grid and in --set"),
+    ("theirs.py:run --grid width=32 lr=fast", "--grid lr=fast: give numbers above 0"),
+    ("theirs.py:run --grid width=32 lr=0", "--grid lr=0: give numbers above 0"),
+    ("theirs.py:run --grid lr=2^-8 --set width=-8", "--set width=-8: give numbers above 0"),
+    ("theirs.py:run --grid width=32 lr=2^-8,2^-7 --search adaptive --metric accuracy", "the runs have no such number; write one of loss"),
     ("gpt --grid lr", "write name=values"),
     ("gpt --grid rate=1,2", "has a field 'rate'"),
     ("gpt --grid width=15 lr=2^-8", "head_size"),
@@ -252,3 +257,38 @@ def test_runs_are_exported_as_csv_and_parquet(theirs: Path, capsys: pytest.Captu
     ):
         assert main(line.split()) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_returned_number_never_stands_for_what_the_run_was(theirs: Path) -> None:
+    (theirs / "clash.py").write_text(
+        'def run(width, lr):\n    return {"loss": 2.0, "lr": 9.0, "status": 1.0, "key": 3}\n'
+    )
+    assert sweep("clash.py:run --grid width=32 lr=2^-7 --out runs") == 0
+    (row,) = read_rows(theirs / "runs")
+    assert (row["lr"], row["status"], row["loss"]) == (2**-7, "finished", 2.0)
+    assert (row["returned.lr"], row["returned.status"], row["returned.key"]) == (9.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize(("returned", "said"), [
+    ('{"loss": 2.0, "note": "high"}', "odd:run returned 'note': 'high', not a number"),
+    ('{"loss": None}', "odd:run returned 'loss': None, not a number"),
+    ("True", "odd:run returned True, not a number"),
+    ('{"val": 1.0}', "odd:run returned {'val': 1.0}: return the loss"),
+    ("[1.0]", "odd:run returned [1.0], not a number"),
+])  # fmt: skip
+def test_what_is_no_loss_is_named(returned: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mutransfer.sweep import jobs
+
+    monkeypatch.setattr(jobs, "import_function", lambda spec, cwd: lambda: eval(returned))
+    with pytest.raises(InputError) as caught:
+        jobs.call_function("odd:run", str(tmp_path), {}, None, print)
+    assert said in str(caught.value)
+
+
+def test_a_loss_with_its_graph_is_a_loss_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from mutransfer.sweep import jobs
+
+    monkeypatch.setattr(jobs, "import_function", lambda spec, cwd: lambda: 2 * torch.ones(1, requires_grad=True))
+    assert jobs.call_function("theirs:run", str(tmp_path), {}, None, print)["metrics"] == {"loss": 2.0}

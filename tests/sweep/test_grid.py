@@ -40,6 +40,8 @@ def test_values_are_written_as_people_write_them(word: str, values: list[object]
     (["=3"], "write name=values"),
     (["width=32", "width=64"], "twice"),
     (["width=32,32"], "occurs twice"),
+    (["width=32,,64"], "a value is missing beside a comma"),
+    (["width=0..100000000"], "more than 200 values"),
     (["width=32..256"], "powers of two are written 2^5..2^8"),
     (["lr=2^-6..2^-8"], "no range"),
     (["lr=2^-8..2^-6/0"], "no range"),

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,15 @@ def test_input_error_travels_as_itself(workers: Workers) -> None:
     workers.submit("a", call_function, "no_such_module:run", str(Path.cwd()), {}, None)
     event = run(workers, 1)["a"]
     assert isinstance(event.value, InputError) and "no_such_module" in str(event.value)
+
+
+def test_an_interruption_while_a_worker_is_loaded_leaves_it_alone_and_reaches_the_parent() -> None:
+    with Workers(1) as workers:
+        workers.submit("a", int, "7")  # never taken: only the process counts
+        (process,) = workers._processes.values()
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.is_alive()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from mutransfer.errors import InputError
 from mutransfer.sweep.cost import flops_of
 from mutransfer.sweep.driver import Ask, Driver, Record, Search
 from mutransfer.sweep.points import Group
@@ -189,8 +190,11 @@ def _measure(group: Group, size: float, rates: Sequence[float], seed: Any, metri
 
 
 def loss_of(record: Record, metric: str) -> float:
-    """The loss of an ended run: inf for one that diverged, was given up or failed."""
-    value = record.get("metrics", {}).get(metric)
+    """The loss of an ended run: inf for one that diverged, was given up or failed. Raises InputError where runs have no such metric."""
+    metrics = record.get("metrics", {})
+    if record["status"] == "finished" and metric not in metrics:
+        raise InputError(f"metric={metric!r}: the runs have no such number; write one of {', '.join(metrics)}")
+    value = metrics.get(metric)
     return value if record["status"] == "finished" and value is not None else math.inf
 
 

@@ -94,15 +94,17 @@ def call_function(spec: str, cwd: str, point: Mapping[str, Any], folder: str | N
     returned = function(**point, **{name: value for name, value in extra.items() if name in accepted})
     numbers = dict(returned) if isinstance(returned, Mapping) else {"loss": returned}
     if "loss" not in numbers:
-        raise InputError(f"{spec} returned {_quoted(returned)}: return the loss, or a dict of numbers with the key 'loss'")
+        raise InputError(
+            f"{spec} returned {_quoted(returned)}: return the loss, or a dict of numbers with the key 'loss'"
+        )
     found = {}
     for name, value in numbers.items():
         try:
             found[str(name)] = _plain(value)
         except (TypeError, ValueError, RuntimeError):
-            what = f"{str(name)!r} in what {spec} returned" if isinstance(returned, Mapping) else f"what {spec} returned"
+            what = f"{str(name)!r}: {_quoted(value)}" if isinstance(returned, Mapping) else _quoted(value)
             raise InputError(
-                f"{what} is {_quoted(value)}, not a number: return the loss, or a dict of numbers with the key 'loss'"
+                f"{spec} returned {what}, not a number: return the loss, or a dict of numbers with the key 'loss'"
             ) from None
     loss = found["loss"]
     diverged = not math.isfinite(loss)

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections import deque
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from mutransfer.sweep.executor import Event, Function, answer

@@ -224,3 +224,22 @@ def test_numbers_as_people_write_them(text: Any, value: float | None) -> None:
 
 def test_prefixes_of_loggers_are_not_part_of_a_name() -> None:
     assert [plain(n) for n in ("config.model.n_embd", "summary/train/loss", "Learning Rate", "_step")] == ["n_embd", "train_loss", "learning_rate", "step"]  # fmt: skip
+
+
+def test_empty_lines_of_a_spreadsheet_are_no_runs(tmp_path: Path, reference: mt.Verdict) -> None:
+    path = write_csv(tmp_path / "runs.csv", ROWS)
+    path.write_text("\n\n" + path.read_text().replace("\n", "\n\n") + ",,,\n , ,,\n")
+    assert mt.transfer_verdict(path).to_dict() == reference.to_dict()
+
+
+@pytest.mark.parametrize("column", ["loss", "lr"])
+def test_a_decimal_comma_is_refused_with_the_number_to_write(column: str) -> None:
+    rows = [{**row, column: f"{row[column]:.5f}".replace(".", ",")} for row in ROWS if row["loss"] == row["loss"]]
+    with pytest.raises(mt.InputError, match=r"is not a number; write a decimal point, \d\.\d{5}"):
+        mt.transfer_verdict(rows)
+
+
+@pytest.mark.parametrize("name", ["perplexity", "val_ppl", "eval/perplexity"])
+def test_a_perplexity_that_is_named_is_judged_and_said_to_be_one(name: str) -> None:
+    verdict = mt.transfer_verdict(renamed(loss=name), loss=name)
+    assert any("share of the perplexity" in note for note in verdict.notes)

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 import mutransfer as mt
+from mutransfer.verdict import Estimate
 from mutransfer.verdict.figure import draw_drift
+from mutransfer.verdict.words import cost
 from tests.verdict.tables import DRIFTING, STAYING, WORSE, table
 
 
@@ -296,3 +298,16 @@ def test_it_needs_no_torch() -> None:
         "import sys; from mutransfer import transfer_verdict; assert 'torch' not in sys.modules, 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "said"),
+    [
+        (Estimate(0.0013, 0.0002, 0.0031), "costs 0.13 % [0.02, 0.31] of the loss"),
+        (Estimate(0.012, 0.005, math.inf), "costs 1.20 % of the loss (0.50 or more: training may diverge there)"),
+        (Estimate(math.inf, 0.0758, math.inf), "makes training diverge there, or costs 7.58 % of the loss or more"),
+        (Estimate(math.inf, math.inf, math.inf), "makes training diverge"),
+    ],
+)
+def test_an_infinite_cost_is_called_a_divergence(estimate: Estimate, said: str) -> None:
+    assert cost(estimate) == said

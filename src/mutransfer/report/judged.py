@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mutransfer.errors import InputError
 from mutransfer.report.html import Answer, Table
 from mutransfer.report.runs import Comparison, Layout, Run, shown_lr
+from mutransfer.verdict.words import cost
 
 if TYPE_CHECKING:
     from mutransfer.verdict import Estimate, Optimum, Verdict
@@ -179,7 +180,9 @@ def span(estimate: Estimate, digits: int = 2, signed: bool = False) -> str:
 def percent(estimate: Estimate, signed: bool = False, digits: int = 2) -> str:
     """0.13 % [0.02, 0.31]; "diverges" where it is infinite."""
     if math.isinf(estimate.value):
-        return "diverges" if math.isinf(estimate.low) else f"diverges [{100 * estimate.low:.{digits}f}, ∞]"
+        return "diverges" if math.isinf(estimate.low) else f"diverges, or {100 * estimate.low:.{digits}f} % or more"
+    if math.isinf(estimate.high):
+        return f"{100 * estimate.value:.{digits}f} % [{100 * estimate.low:.{digits}f}, diverges]".replace("-", "−")
     return _interval(estimate, digits, signed, 100.0, " %")
 
 
@@ -210,9 +213,9 @@ def _cost(verdict: Verdict) -> str:
     regret = verdict.regrets[-1]
     if regret.unknown:
         return "nothing finished at that learning rate"
-    if math.isinf(regret.relative.value):
+    if math.isinf(regret.relative.low):
         return "training diverges"
-    text = f"costs {percent(regret.relative)} of the loss"
+    text = cost(regret.relative)
     if regret.share is not None and math.isfinite(regret.share.value):
         text += f", {100 * regret.share.value:.0f} % of what the size gains"
     return text

@@ -14,6 +14,7 @@ import numpy as np
 
 from mutransfer.verdict.bootstrap import Draws, Replicates
 from mutransfer.verdict.transfer import Gain, Optimum, Regret
+from mutransfer.verdict.words import cost
 
 BAND = 0.15  # octaves per doubling of size: the drift that counts as none
 COSTS = 0.5  # drift beyond the band decides only if the regret exceeds this share of the tolerance
@@ -67,12 +68,7 @@ def accusations(e: Evidence) -> list[str]:
         sure = e.sure if last else several
         at = f"at {e.size_name} {regret.size:g}"
         if regret.above >= sure:
-            cost = (
-                "makes training diverge"
-                if math.isinf(regret.relative.low)
-                else f"costs {_interval(regret)} of the loss"
-            )
-            found.append(f"the base's best LR {cost} {at}")
+            found.append(f"the base's best LR {cost(regret.relative)} {at}")
         elif (
             regret.share is not None
             and regret.share.low > SHARE
@@ -82,7 +78,7 @@ def accusations(e: Evidence) -> list[str]:
             found.append(f"the base's best LR costs more than {SHARE:.0%} of what {e.size_name} {regret.size:g} gains")
     outside = e.drift_low > BAND or e.drift_high < -BAND
     if outside and not found and e.regrets[-1].relative.low > COSTS * e.tolerance:
-        found.append(f"the best LR moves by {e.drift_low:+.2f} to {e.drift_high:+.2f} octaves per doubling, which costs {_interval(e.regrets[-1])} of the loss at {e.size_name} {e.regrets[-1].size:g}")  # fmt: skip
+        found.append(f"the best LR moves by {e.drift_low:+.2f} to {e.drift_high:+.2f} octaves per doubling, which {cost(e.regrets[-1].relative)} at {e.size_name} {e.regrets[-1].size:g}")  # fmt: skip
     share = (1 - e.sure) / max(1, len(e.steps))
     for step in (e.overall, *e.steps):
         limit = 1 - e.sure if step is e.overall else share
@@ -133,7 +129,7 @@ def doubt(e: Evidence) -> tuple[list[str], list[dict[str, Any]]]:
             )
             wanted += _around(one, spacing, [base.best_x])
         elif regret.below < e.sure and not regret.unknown and not (reasons and math.isinf(regret.relative.high)):
-            reasons.append(f"the base's LR costs {_interval(regret)} of the loss at {e.size_name} {regret.size:g}: not surely below {_percent(e.tolerance)}")  # fmt: skip
+            reasons.append(f"the base's LR {cost(regret.relative)} at {e.size_name} {regret.size:g}: not surely below {_percent(e.tolerance)}")  # fmt: skip
             fresh = _seeds_wanted(regret.relative.value, regret.relative.high, e.tolerance, one)
             for size in (base, one):
                 wanted += _around(size, spacing, _near(size, spacing), fresh=fresh)
@@ -213,12 +209,6 @@ def _seeds_wanted(value: float, high: float, tolerance: float, one: Draws) -> in
 
 def _percent(share: float) -> str:
     return f"{100 * max(share, 1e-4):.2g} %" if math.isfinite(share) else "all"
-
-
-def _interval(regret: Regret) -> str:
-    value, low, high = regret.relative.value, regret.relative.low, regret.relative.high
-    shown = [f"{100 * v:.2f}" if math.isfinite(v) else "∞" for v in (value, low, high)]
-    return f"{shown[0]} % [{shown[1]}, {shown[2]}]"
 
 
 def _gain(step: Gain) -> str:

@@ -113,7 +113,9 @@ def _separated(text: str, path: Path) -> list[Row]:
             raise InputError(
                 f"{str(path)!r}, line {number}: more values than the {len(names)} columns of the first line"
             )
-    return [{str(name).strip(): value for name, value in row.items()} for row in rows]
+    # a spreadsheet saves the empty lines below a table as bare commas
+    filled = [row for row in rows if any(value is not None and value.strip() for value in row.values())]
+    return [{str(name).strip(): value for name, value in row.items()} for row in filled]
 
 
 def _parquet(path: Path) -> list[Row]:

@@ -127,7 +127,9 @@ def prepare(
     ordered = tuple(runs[key] for key in sorted(runs, key=lambda k: (k[0], k[1], k[2])))
     _require(ordered, size_column, lr_column)
     best = min(run.loss for run in ordered)
-    if best > LARGEST_LOSS:
+    if re.search(r"perplexity|(^|_)ppl(_|$)", plain(loss_column)):
+        notes.append(f"{loss_column} is judged as it stands: regret is a share of the perplexity. The tolerance is meant for a loss in nats, its logarithm")  # fmt: skip
+    elif best > LARGEST_LOSS:
         notes.append(f"{loss_column} is above {LARGEST_LOSS:g} everywhere (best {best:g}): perplexity or accuracy? The verdict is made for a loss in nats")  # fmt: skip
     elif best <= 0:
         raise InputError(f"{loss_column} has the value {best:g}: regret is relative to the loss, which must be above 0; name another column with loss=")  # fmt: skip
@@ -197,10 +199,17 @@ def _number(row: Row, column: str) -> float:
     try:
         found = number(value)
     except (ValueError, TypeError):
-        raise InputError(f"{column}={value!r} is not a number") from None
+        write = _decimal_point(value)
+        raise InputError(f"{column}={value!r} is not a number" + (f"; {write}" if write else "")) from None
     if found is None or math.isnan(found):
         raise InputError(f"a row has no {column}: {str({k: v for k, v in row.items() if v not in (None, '')})[:120]}")
     return found
+
+
+def _decimal_point(value: Any) -> str:
+    """What to write instead of "3,08"."""
+    found = re.fullmatch(r"\s*([-+]?\d+),(\d+(?:[eE][-+]?\d+)?)\s*", value) if isinstance(value, str) else None
+    return f"write a decimal point, {found[1]}.{found[2]}" if found else ""
 
 
 def _seed_text(value: Any) -> str:
@@ -221,7 +230,8 @@ def _status(row: Row, state: str | None, loss_column: str) -> str | None:
         if str(raw).strip().lower() in DIVERGED:
             value = math.nan
         else:
-            raise InputError(f"{loss_column}={raw!r} is not a number; write nan for a run that diverged") from None
+            write = _decimal_point(raw) or "write nan for a run that diverged"
+            raise InputError(f"{loss_column}={raw!r} is not a number; {write}") from None
     if said in DIVERGED or (value is not None and not math.isfinite(value)):
         return "diverged"
     if said in NO_RESULT:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mutransfer.verdict.estimate import Estimate
     from mutransfer.verdict.verdict import Verdict
 
 SHOWN = 6  # runs named in words; all of them are in `next_runs`
@@ -35,12 +36,25 @@ def words(verdict: Verdict) -> str:
     return "\n".join([*lines, f"  columns: {taken}"])
 
 
+def cost(relative: Estimate) -> str:
+    """What the carried LR does, as a verb: "costs 0.13 % [0.02, 0.31] of the loss"; an infinite loss is called a divergence."""
+    if math.isinf(relative.low):
+        return "makes training diverge"
+    if math.isinf(relative.value):
+        at_least = f", or costs {100 * relative.low:.2f} % of the loss or more" if relative.low > 0 else ""
+        return f"makes training diverge there{at_least}"
+    if math.isinf(relative.high):
+        return f"costs {100 * relative.value:.2f} % of the loss ({max(0.0, 100 * relative.low):.2f} or more: training may diverge there)"
+    return (
+        f"costs {100 * relative.value:.2f} % {_span(100 * relative.low, 100 * relative.high, sign=False)} of the loss"
+    )
+
+
 def _cost(verdict: Verdict) -> str:
     regret = verdict.regrets[-1]
-    r = regret.relative
-    if math.isinf(r.value):
+    if math.isinf(regret.relative.low):
         return "training diverges"
-    text = f"costs {100 * r.value:.2f} % {_span(100 * r.low, 100 * r.high, sign=False)} of the loss"
+    text = cost(regret.relative)
     if regret.share is not None and math.isfinite(regret.share.value):
         share = regret.share.value
         text += ", more than the size gains" if share > 1 else f", {100 * share:.0f} % of what the size gains"

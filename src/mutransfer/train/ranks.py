@@ -123,6 +123,7 @@ class Ranks:
 def leave() -> None:
     """End this process's part in the ranks, after a run that went well; nothing where there are none."""
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # a rank that still talks to one that is gone aborts
         dist.destroy_process_group()
 
 

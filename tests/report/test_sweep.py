@@ -279,3 +279,14 @@ def test_own_functions_without_learning_rate_still_get_their_curves(tmp_path: Pa
     report = SweepReport(layout(tmp_path / "s"), {})
     assert [drawing.draw("png")[:4] for drawing in report.drawings()] == [b"\x89PNG"] * 4
     assert list(report.layout.labels) == ["noise 0", "noise 1", "noise 2"]
+
+
+def test_a_config_without_a_plan_is_shown_with_the_reason() -> None:
+    from mutransfer.models import MLPConfig
+    from mutransfer.report.plans import plan_tables
+
+    good = RunConfig(model=MLPConfig(width=32), base={"width": 16}, recipe="mup", data="digits")
+    bad = replace(good, model=MLPConfig(width=32, depth=3), base={"width": 16, "depth": 2}, recipe="completep")
+    found = plan_tables({"good": good.to_dict(), "bad": bad.to_dict()})
+    assert found["bad"].startswith("no plan: cannot tell which module ends the residual branch")
+    assert not found["good"].startswith("no plan")

@@ -292,3 +292,17 @@ def test_a_loss_with_its_graph_is_a_loss_without_a_warning(tmp_path: Path, monke
 
     monkeypatch.setattr(jobs, "import_function", lambda spec, cwd: lambda: 2 * torch.ones(1, requires_grad=True))
     assert jobs.call_function("theirs:run", str(tmp_path), {}, None, print)["metrics"] == {"loss": 2.0}
+
+
+def test_a_sweep_without_points_or_results_says_so(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (theirs / "mute.py").write_text("def run(width, lr):\n    return 1 / (width - 1)\n")
+    assert sweep("mute.py:run --grid width=1 lr=2^-7,2^-6 --out failed") == 2
+    assert sweep("mute.py:run --grid width=2 lr=2^-7 --out runs") == 0
+    for line, said in (
+        ("verdict failed", "no run of the table has a result"),
+        ("export runs --out points.csv --points", "holds no points, for none of its runs logged any"),
+    ):
+        capsys.readouterr()
+        assert main(line.split()) == 2
+        assert said in capsys.readouterr().err
+    assert not (theirs / "points.csv").exists()

@@ -304,7 +304,10 @@ def test_it_needs_no_torch() -> None:
     ("estimate", "said"),
     [
         (Estimate(0.0013, 0.0002, 0.0031), "costs 0.13 % [0.02, 0.31] of the loss"),
-        (Estimate(0.012, 0.005, math.inf), "costs 1.20 % of the loss (0.50 or more: training may diverge there)"),
+        (
+            Estimate(0.012, 0.005, math.inf),
+            "costs 1.20 % of the loss (0.50 or more: training may diverge there, or nothing was run there)",
+        ),
         (Estimate(math.inf, 0.0758, math.inf), "makes training diverge there, or costs 7.58 % of the loss or more"),
         (Estimate(math.inf, math.inf, math.inf), "makes training diverge"),
     ],

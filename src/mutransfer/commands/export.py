@@ -42,16 +42,17 @@ class Export:
             raise InputError(f"--out {str(self.out)!r}: end it in .csv or .parquet")
         with Store(self.folder, create=False) as store:
             rows = store.rows()
+            names = {row["key"]: row for row in rows}
             if self.points:
                 keys = store.points()
-                names = {row["key"]: row for row in rows}
                 rows = [
                     {"key": key, **{n: names[key].get(n) for n in ("recipe", "width", "depth", "lr", "seed")}, **point}
                     for key, points in keys.items()
                     for point in points
                 ]
         if not rows:
-            raise InputError(f"{str(self.folder)!r} holds no ended runs yet: nothing to write")
+            missing = "points, for none of its runs logged any" if self.points and names else "ended runs yet"
+            raise InputError(f"{str(self.folder)!r} holds no {missing}: nothing to write")
         write_table(self.out, rows)
         if self.json:
             show_json(

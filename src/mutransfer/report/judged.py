@@ -182,7 +182,7 @@ def percent(estimate: Estimate, signed: bool = False, digits: int = 2) -> str:
     if math.isinf(estimate.value):
         return "diverges" if math.isinf(estimate.low) else f"diverges, or {100 * estimate.low:.{digits}f} % or more"
     if math.isinf(estimate.high):
-        return f"{100 * estimate.value:.{digits}f} % [{100 * estimate.low:.{digits}f}, diverges]".replace("-", "−")
+        return f"{100 * estimate.value:.{digits}f} % ({100 * estimate.low:.{digits}f} or more)".replace("-", "−")
     return _interval(estimate, digits, signed, 100.0, " %")
 
 

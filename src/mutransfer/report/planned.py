@@ -75,7 +75,7 @@ class PlanMaker:
             self.child.wait()
 
     def result(self) -> dict[str, str]:
-        """Key → printed plan; made here when the other process could not. Raises what making them raises."""
+        """Key → printed plan; made here when the other process could not."""
         if self.child is not None:
             assert self.child.stdout is not None
             text = self.child.stdout.read()

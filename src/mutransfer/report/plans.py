@@ -11,10 +11,17 @@ if TYPE_CHECKING:
 
 
 def plan_tables(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Key → the plan of a run's config (`RunConfig.to_dict()`) as it is printed."""
+    """Key → the plan of a run's config (`RunConfig.to_dict()`) as it is printed, or why it has none (its runs failed)."""
+    from mutransfer.errors import InputError
     from mutransfer.train import RunConfig
 
-    return {key: str(plan_of(RunConfig.from_dict(values))) for key, values in configs.items()}
+    found = {}
+    for key, values in configs.items():
+        try:
+            found[key] = str(plan_of(RunConfig.from_dict(values)))
+        except InputError as error:
+            found[key] = f"no plan: {error}"
+    return found
 
 
 def plan_of(config: RunConfig) -> Plan:

@@ -18,6 +18,7 @@ DONE = {"finished", "completed", "complete", "success", "succeeded", "done", "ok
 DIVERGED = {"diverged", "nan", "inf", "exploded", "divergence"}
 STOPPED = {"stopped", "pruned", "hopeless", "early_stopped"}
 NO_RESULT = {"failed", "crashed", "running", "killed", "queued", "pending", "preempted", "preempting", "error", "cancelled", "canceled", "timeout", "started"}  # fmt: skip
+NOTHING = "no run of the table has a result: every one failed or is unfinished"
 LARGEST_LOSS = 50.0  # nats per token: above this it is a perplexity or an accuracy in percent
 SHORT = 0.9  # a history that ends before this share of the others' last step did not finish
 
@@ -80,12 +81,14 @@ def prepare(
     notes: list[str] = []
     columns = list(dict.fromkeys(name for row in rows for name in row))
     rows = _filtered(rows, columns, where)
+    state = next(iter(choose("status", None, names.STATES, columns)), None)
+    if state and all(str(row.get(state)).strip().lower() in NO_RESULT for row in rows):
+        raise InputError(NOTHING)
     lr_column = _one("lr", choose("lr", lr, names.RATES, columns), columns, "a learning rate, such as 'lr'")
     size_column = _size(rows, choose("size", size, names.SIZES, columns), columns, lr_column)
     loss_column = _loss(rows, choose("loss", loss, names.LOSSES, columns), columns, loss is None, notes)
     seeds = choose("seed", seed, names.SEEDS, columns)
     seed_column = seeds[0] if seeds else None
-    state = next(iter(choose("status", None, names.STATES, columns)), None)
     key = [column for column in (size_column, lr_column, seed_column) if column]
     rows = _last_steps(rows, columns, key, loss_column, state, notes)
     counted, left_out = [], Counter[str]()
@@ -99,7 +102,7 @@ def prepare(
         said = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
         notes.append(f"runs without a result, not counted: {said}")
     if not counted:
-        raise InputError("no run of the table has a result: every one failed or is unfinished")
+        raise InputError(NOTHING)
     refuse_confounded([row for row, _ in counted], columns, size_column, lr_column, seed_column)
     to_log2 = _scale(lr_column, [_number(row, lr_column) for row, _ in counted], notes)
     runs: dict[tuple[float, float, str], Run] = {}

@@ -44,7 +44,7 @@ def cost(relative: Estimate) -> str:
         at_least = f", or costs {100 * relative.low:.2f} % of the loss or more" if relative.low > 0 else ""
         return f"makes training diverge there{at_least}"
     if math.isinf(relative.high):
-        return f"costs {100 * relative.value:.2f} % of the loss ({max(0.0, 100 * relative.low):.2f} or more: training may diverge there)"
+        return f"costs {100 * relative.value:.2f} % of the loss ({max(0.0, 100 * relative.low):.2f} or more: training may diverge there, or nothing was run there)"
     return (
         f"costs {100 * relative.value:.2f} % {_span(100 * relative.low, 100 * relative.high, sign=False)} of the loss"
     )

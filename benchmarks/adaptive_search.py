@@ -4,12 +4,13 @@ First the full grid: GPTs of three widths, SP and μP, 15 learning rates in step
 FOLDER. Then the search is followed ten times with two seeds each, taking its runs from the grid. Printed: the share of the
 grid's FLOPs (runs given up half-way count half), and how far its optima lie from those that the verdict finds on all of the grid.
 
-    python -m benchmarks.adaptive_search FOLDER
+    python -m benchmarks.adaptive_search [FOLDER]
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,16 +78,22 @@ def optima(records: Sequence[Record]) -> dict[float, float]:
 
 
 def main() -> None:
-    """Print one line per parametrization."""
-    if len(sys.argv) != 2:
-        raise SystemExit("give the folder that keeps the runs: python -m benchmarks.adaptive_search FOLDER")
+    """Print one line per parametrization; the runs are kept in the folder that is given."""
+    if len(sys.argv) < 2:
+        with tempfile.TemporaryDirectory() as folder:
+            return measure(Path(folder))
+    return measure(Path(sys.argv[1]))
+
+
+def measure(folder: Path) -> None:
+    """Make the runs that the folder lacks, follow the search, print."""
     from mutransfer.commands.builtin import fitted
     from mutransfer.data import load
 
     SETTING["model"] |= fitted("gpt", load("topics"))
     axes = {"recipe": ["sp", "mup"], "width": WIDTHS, "lr": [2.0**x for x in LOG2_LRS], "seed": SEEDS}
     runs = [Wanted.of(config) for config in grid_configs(SETTING, axes)]
-    made = sweep(runs, Path(sys.argv[1]), Options(yes=True), label="full grid")
+    made = sweep(runs, folder, Options(yes=True), label="full grid")
     records = {record["key"]: record for record in made}
     print(
         "| parametrization | FLOPs of the full grid: mean, most | optima within 0.25 octave | median, most |Δ| in octaves |"

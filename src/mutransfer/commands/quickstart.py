@@ -11,7 +11,7 @@ from tyro.conf import arg
 
 @dataclass(frozen=True)
 class Quickstart:
-    """Coordinate check and learning-rate transfer, standard parametrization beside μP, in at most three minutes on two cores.
+    """Coordinate check and learning-rate transfer, standard parametrization beside μP, in at most five minutes on two cores.
 
     Trains small GPTs on the Python language reference that every CPython ships: no network, no GPU, no questions.
     Finished runs are kept: the same command continues after an interruption, and is fast the second time.
@@ -19,7 +19,7 @@ class Quickstart:
     Example: mutransfer quickstart --out quickstart
     """
 
-    summary: ClassVar[str] = "coordinate check + learning-rate transfer, SP beside μP, in three minutes"
+    summary: ClassVar[str] = "coordinate check + learning-rate transfer, SP beside μP, in minutes"
 
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("quickstart")
     """Report (report.html), picture and runs go there."""

@@ -185,8 +185,6 @@ def _check(options: Options, runs: Sequence[Wanted]) -> None:
     for name, value, known in (("executor", options.executor, EXECUTORS), ("search", options.search, SEARCHES)):
         if value not in known:
             raise InputError(f"{name}={value!r}: choose from {', '.join(known)}")
-    if options.slurm and options.executor != "slurm":
-        raise InputError(f"--slurm {options.slurm[0]} is for --executor slurm: add that, or leave it out")
     for tracker in options.tracker:
         from mutransfer.train.trackers import open_tracker
 

@@ -61,7 +61,7 @@ def follow(runs: Sequence[Wanted], records: dict[str, Record]) -> tuple[float, l
     """(FLOPs that the search used, the records that it ended with)."""
     replay = Replay(records)
     (group,) = groups(runs)
-    search = adaptive(group, "train_loss", replay)  # pyright: ignore[reportArgumentType]
+    search = adaptive(group, "train_loss", replay.stop)
     asks = next(search)
     while True:
         try:

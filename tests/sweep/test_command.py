@@ -221,6 +221,8 @@ def test_something_long_is_asked_for_and_without_a_terminal_refused(
     ("gpt --grid lr=2^-8 --search random", "choose from grid, adaptive, optuna"),
     ("gpt --grid lr=2^-8 --executor cloud", "choose from local, ray, slurm"),
     ("gpt --grid lr=2^-8 --ranks 0", "at least 1"),
+    ("gpt --grid lr=2^-8 --slurm time=60", "is for --executor slurm"),
+    ("gpt --grid lr=2^-8 --executor slurm --slurm tasks_per_node=2", "every run is one task"),
     ("gpt --grid width=64,128 --search adaptive", "needs learning rates"),
     ("gpt --grid lr=2^-8 --tracker paper", "tracker 'paper' is unknown"),
     ("nothing.py:run --grid lr=1", "there is no file"),

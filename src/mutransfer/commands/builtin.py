@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,25 @@ def fitted(name: str, data: Data) -> dict[str, Any]:
     if isinstance(data, ImageData) and name == "resnet":
         return {"channels": int(data.train_x.shape[1]), "classes": data.classes}
     raise InputError(f"data {data.name!r} is of kind {data.kind!r}, which a {name} cannot read: give {DATA[name]!r}")
+
+
+def described(name: str, given: Mapping[str, Any], axes: Collection[str] = ()) -> dict[str, Any]:
+    """A built-in model's run as `RunConfig.to_dict` gives it, from what the user says of it.
+
+    What he need not say: the data set, the fields that the data decides, and, with no base and no size among the `axes` that
+    a grid varies, that nothing is transferred: the model as it is written. Raises InputError for unknown fields and data.
+    """
+    from mutransfer.data import load
+    from mutransfer.sweep.grid import with_fields
+
+    values = with_fields({"model": {"kind": name}, "data": DATA[name]}, given)
+    if not values["base"] and not {"width", "depth"} & set(axes):
+        values.setdefault("recipe", "sp")
+    tokenizer = values.get("tokenizer")
+    if isinstance(values["data"], str) and (tokenizer is None or isinstance(tokenizer, str)) and "data" not in axes:
+        found = fitted(name, load(values["data"], tokenizer=tokenizer))
+        values["model"] |= {field: value for field, value in found.items() if field not in {*given, *axes}}
+    return values
 
 
 def close_name(name: str, known: tuple[str, ...]) -> str:

@@ -92,13 +92,13 @@ class Sweep:
         options = Options(
             executor=self.executor, workers=self.workers, ranks=self.ranks, limit=60 * self.limit, yes=self.yes,
             keep=self.keep, tracker=self.tracker, search=self.search, metric=metric, trials=self.trials,
-            command=command_line(),
+            command=command_line(), slurm=self.slurm,
         )  # fmt: skip
         return sweep(wanted, folder, options)
 
     def wanted(self) -> list[Wanted]:
         """Every run of the grid."""
-        from mutransfer.commands.builtin import DATA, MODELS, fitted
+        from mutransfer.commands.builtin import MODELS, described
         from mutransfer.commands.user_code import find_function, pairs
         from mutransfer.sweep import Wanted, grid_configs
         from mutransfer.sweep.grid import axes_of, with_fields
@@ -109,16 +109,7 @@ class Sweep:
         if both:
             raise InputError(f"{both[0]} is in --grid and in --set: write it once")
         if self.config in MODELS:
-            values: dict[str, Any] = {"model": {"kind": self.config}, "data": DATA[self.config]}
-            values = with_fields(values, given)
-            if isinstance(values["data"], str) and "data" not in axes:
-                from mutransfer.data import load
-
-                found = fitted(self.config, load(values["data"], tokenizer=values.get("tokenizer")))
-                values["model"] |= {name: value for name, value in found.items() if name not in {**given, **axes}}
-            if not values["base"] and not {"width", "depth"} & set(axes):
-                values.setdefault("recipe", "sp")
-            return [Wanted.of(config) for config in grid_configs(values, axes)]
+            return [Wanted.of(config) for config in grid_configs(described(self.config, given, axes), axes)]
         function = find_function(
             self.config, "function config() -> RunConfig, or run(width, lr, seed, ...) -> loss", MODELS
         )

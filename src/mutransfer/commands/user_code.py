@@ -124,20 +124,24 @@ def with_folder(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def pairs(words: Iterable[str], option: str) -> dict[str, Any]:
-    """`width=64 bias=true norm=rmsnorm` as a dict: Python literals, `true`, `false` and `none`; anything else is a text.
-
-    Raises InputError for a word without `=` and for a name given twice.
-    """
-    values: dict[str, Any] = {}
+def assignments(
+    words: Iterable[str], option: str, example: str = "name=value, such as width=64 depth=2"
+) -> dict[str, str]:
+    """`width=64 norm=rmsnorm` as name → text. Raises InputError for a word without `=` and for a name given twice."""
+    texts: dict[str, str] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name or not text:
-            raise InputError(f"{option} {word!r}: write name=value, such as {option} width=64 depth=2")
-        if name in values:
-            raise InputError(f"{option} names {name!r} twice: {name}={values[name]!r} and {word}")
-        values[name] = literal(text)
-    return values
+            raise InputError(f"{option} {word!r}: write {example}")
+        if name in texts:
+            raise InputError(f"{option} names {name!r} twice: {name}={texts[name]} and {word}")
+        texts[name] = text
+    return texts
+
+
+def pairs(words: Iterable[str], option: str) -> dict[str, Any]:
+    """`assignments` with values: Python literals, `true`, `false` and `none`; anything else is a text."""
+    return {name: literal(text) for name, text in assignments(words, option).items()}
 
 
 def literal(text: str) -> Any:

@@ -18,7 +18,7 @@ Only the losses decide, never the clock: an interrupted search takes the same de
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +26,9 @@ import numpy as np
 
 from mutransfer.errors import InputError
 from mutransfer.sweep.cost import flops_of
-from mutransfer.sweep.driver import Ask, Driver, Record, Search
+from mutransfer.sweep.driver import Ask, Record, Search
 from mutransfer.sweep.points import Group
-from mutransfer.sweep.wanted import Call
+from mutransfer.sweep.wanted import Call, Wanted
 
 AROUND = 3  # rates around the optimum at which another seed is run
 SPARE = 3.0  # runs of the largest size whose cost the smaller ones may spend, together, on more rates and seeds
@@ -37,6 +37,7 @@ _REACH = 1.25  # octaves around the best point that the local parabola spans
 _SPARE_REACH = 2.0  # octaves
 _LONG_ENOUGH = 20  # updates from which on half a run says something
 
+GiveUp = Callable[[Wanted, Record, str], object]
 Curve = dict[float, dict[Any, float]]
 """log2 LR → seed → loss; inf where the run diverged or was given up."""
 
@@ -124,8 +125,8 @@ def parabola(curve: Curve) -> Parabola | None:
     return Parabola(best + vertex, spread, float(residual @ residual), len(y) - int(rank))
 
 
-def adaptive(group: Group, metric: str, driver: Driver) -> Search:
-    """The search of one group, for `Driver.run`."""
+def adaptive(group: Group, metric: str, give_up: GiveUp) -> Search:
+    """The search of one group, for `Driver.run`; it ends a paused run that is hopeless by `give_up` (`Driver.stop`)."""
     low, high = group.log2_lrs[0], group.log2_lrs[-1]
     found = Found()
     first = group.seeds[0]
@@ -133,7 +134,7 @@ def adaptive(group: Group, metric: str, driver: Driver) -> Search:
         curve = found.curves[size] = {}
         expected = found.predict(size)
         if expected is None:
-            yield from _coarse_everywhere(group, size, metric, driver, curve)
+            yield from _coarse_everywhere(group, size, metric, give_up, curve)
         else:
             middle = low + round(min(max(expected, low), high) - low)
             near = {min(max(middle + step, low), low + math.floor(high - low)) for step in (-1, 0, 1)}
@@ -210,7 +211,7 @@ def _beyond(curve: Curve, low: float, high: float) -> float | None:
     return None
 
 
-def _coarse_everywhere(group: Group, size: float, metric: str, driver: Driver, curve: Curve) -> Steps:
+def _coarse_everywhere(group: Group, size: float, metric: str, give_up: GiveUp, curve: Curve) -> Steps:
     """Every power of two of the range, but only the promising ones to the end."""
     seed, low = group.seeds[0], group.log2_lrs[0]
     rates = [low + i for i in range(math.floor(group.log2_lrs[-1] - low) + 1)]
@@ -237,9 +238,7 @@ def _coarse_everywhere(group: Group, size: float, metric: str, driver: Driver, c
         if x not in curve:
             record = paused[x]
             if record["status"] == "paused":
-                driver.stop(
-                    runs[x], record, "given up half-way: the two learning rates between it and the best are worse"
-                )
+                give_up(runs[x], record, "given up half-way: the two learning rates between it and the best are worse")
             curve[x] = {seed: math.inf}
 
 

@@ -26,14 +26,11 @@ def axes_of(words: Iterable[str], option: str = "--grid") -> dict[str, list[Any]
     Values are separated by commas. `a..b` is every whole number from a to b; `2^a..2^b` every power of two,
     `2^a..2^b/2` in steps of √2 (that many values per octave). Raises InputError for anything else.
     """
+    from mutransfer.commands.user_code import assignments
+
     axes: dict[str, list[Any]] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or not name or not text:
-            raise InputError(f"{option} {word!r}: write name=values, such as {option} width=32,64,128 lr=2^-12..2^-4")
-        if name in axes:
-            raise InputError(f"{option} names {name!r} twice: write all its values once, separated by commas")
-        parts = text.split(",")
+    for name, text in assignments(words, option, "name=values, such as width=32,64,128 lr=2^-12..2^-4").items():
+        word, parts = f"{name}={text}", text.split(",")
         if "" in parts:
             raise InputError(f"{option} {word!r}: a value is missing beside a comma; the empty value is written none")
         values = [value for part in parts for value in _values(part, word, option)]

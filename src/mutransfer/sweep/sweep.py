@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,9 @@ def missing_runs(runs: Sequence[Wanted], folder: Path) -> tuple[dict[str, Record
 def searches(runs: Sequence[Wanted], options: Options, driver: Driver) -> list[Search]:
     """What asks for runs: the grid, one adaptive search per group, or optuna's."""
     if options.search == "adaptive":
-        return [adaptive(group, options.metric, driver) for group in groups(runs)]
+        return [adaptive(group, options.metric, driver.stop) for group in groups(runs)]
     if options.search == "optuna":
-        return [tune(runs, options.metric, options.trials, driver)]
+        return [tune(runs, options.metric, options.trials, driver.executor.count, partial(driver.store.note, "tuned"))]
     return [grid(sorted(runs, key=_work, reverse=True))]
 
 
@@ -185,6 +186,8 @@ def _check(options: Options, runs: Sequence[Wanted]) -> None:
     for name, value, known in (("executor", options.executor, EXECUTORS), ("search", options.search, SEARCHES)):
         if value not in known:
             raise InputError(f"{name}={value!r}: choose from {', '.join(known)}")
+    if options.slurm and options.executor != "slurm":
+        raise InputError(f"--slurm {options.slurm[0]} is for --executor slurm: add that, or leave it out")
     for tracker in options.tracker:
         from mutransfer.train.trackers import open_tracker
 

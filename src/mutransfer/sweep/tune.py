@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mutransfer.errors import InputError
 from mutransfer.sweep.adaptive import loss_of
-from mutransfer.sweep.driver import Ask, Driver, Record, Search
+from mutransfer.sweep.driver import Ask, Record, Search
 from mutransfer.sweep.grid import SIZES
 from mutransfer.sweep.points import with_fields_of
 from mutransfer.sweep.wanted import Wanted
@@ -16,16 +16,18 @@ from mutransfer.sweep.wanted import Wanted
 _CHECKED = (-1, 0, 1)  # octaves around the proxy's learning rate at which larger sizes are run
 
 
-def tune(runs: Sequence[Wanted], metric: str, trials: int, driver: Driver) -> Search:
-    """The search, for `Driver.run`; the best hyperparameters become the store's note "tuned".
+def tune(
+    runs: Sequence[Wanted], metric: str, trials: int, together: int, note: Callable[[dict[str, Any]], None]
+) -> Search:
+    """The search, for `Driver.run`; the best hyperparameters are told to `note`.
 
     Every field that varies in the grid, other than a size and the seed, is tuned at the smallest size and the first
     seed: numbers between their smallest and largest value (in the logarithm where these are positive and a factor of 4
-    or more apart), anything else among its values. As many trials are asked for at a time as there are workers, so that
+    or more apart), anything else among its values. `together` trials are asked for at a time, so that
     the result does not depend on which run ends first. Then every size and seed is run at the best values, and at half and twice its
     learning rate: whether it is the best there too is for the verdict to say.
     """
-    optuna, together = _optuna(), max(1, driver.executor.count)
+    optuna = _optuna()
     fields = [run.fields for run in runs]
     varying = [name for name in fields[0] if len({repr(f.get(name)) for f in fields}) > 1]
     tuned = {name: [f[name] for f in fields] for name in varying if name not in (*SIZES, "seed")}
@@ -41,7 +43,7 @@ def tune(runs: Sequence[Wanted], metric: str, trials: int, driver: Driver) -> Se
     done = 0
     best: tuple[float, dict[str, Any]] = (math.inf, {})
     while done < trials:
-        asked = [study.ask(space) for _ in range(min(together, trials - done))]
+        asked = [study.ask(space) for _ in range(min(max(1, together), trials - done))]
         records: Sequence[Record] = yield [Ask(with_fields_of(proxy, dict(trial.params))) for trial in asked]
         for trial, record in zip(asked, records, strict=True):
             loss = loss_of(record, metric)
@@ -54,7 +56,7 @@ def tune(runs: Sequence[Wanted], metric: str, trials: int, driver: Driver) -> Se
         done += len(asked)
     if not best[1]:
         raise InputError(f"all {trials} trials diverged: lower the learning rates")
-    driver.store.note("tuned", {"loss": best[0], "metric": metric, "trials": trials, "values": best[1]})
+    note({"loss": best[0], "metric": metric, "trials": trials, "values": best[1]})
     wanted: dict[str, Wanted] = {}
     for i in order:
         sizes = {name: fields[i][name] for name in (*SIZES, "seed") if name in varying}

@@ -136,8 +136,8 @@ def test_two_searches_pause_and_finish_one_run(tmp_path: Path) -> None:
 def test_two_drivers_share_the_work(tmp_path: Path) -> None:
     runs = [call(lr=i / 8, log=str(tmp_path / "log")) for i in range(1, 7)]
     with Store(tmp_path) as one, Store(tmp_path) as other:
-        first, second = Driver(one, Inline()), Driver(other, Inline())
-        executors = first.executor, second.executor
+        executors = Inline(), Inline()
+        first, second = (Driver(store, executor) for store, executor in zip((one, other), executors, strict=True))
 
         def beside() -> Search:  # the second takes what the first has not begun, while that is under way
             yield [Ask(run) for run in runs[:1]]
@@ -148,8 +148,7 @@ def test_two_drivers_share_the_work(tmp_path: Path) -> None:
 
         first.run([beside()])
         assert len(one.statuses()) == 6
-    done = [[job for job in getattr(executor, "done")] for executor in executors]  # noqa: B009
-    assert [len(jobs) for jobs in done] == [2, 4]
+    assert [len(executor.done) for executor in executors] == [2, 4]
     assert len((tmp_path / "log").read_text().splitlines()) == 6
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -28,11 +29,11 @@ VALUES = {
     ("bias=true,false", [True, False]),
     ("clip=none,1.0", [None, 1.0]),
 ])  # fmt: skip
-def test_values_are_written_as_people_write_them(word: str, values: list[object]) -> None:
+def test_values_are_written_as_people_write_them(word: str, values: list[Any]) -> None:
     name, _, _ = word.partition("=")
     found = axes_of([word])[name]
     assert [type(a) is type(b) for a, b in zip(found, values, strict=True)] == [True] * len(values)
-    assert all(a == b or math.isclose(a, b) for a, b in zip(found, values, strict=True))  # type: ignore[arg-type]
+    assert all(a == b or math.isclose(a, b) for a, b in zip(found, values, strict=True))
 
 
 @pytest.mark.parametrize(("words", "said"), [

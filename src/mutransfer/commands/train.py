@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
@@ -121,48 +121,15 @@ class Train:
         )
 
     def _config(self) -> RunConfig:
-        from mutransfer.commands.builtin import MODELS, config_fields
+        from mutransfer.commands.builtin import MODELS, described
         from mutransfer.commands.user_code import find_function, pairs
+        from mutransfer.sweep.grid import with_fields
         from mutransfer.train import RunConfig
 
         given = pairs(self.set, "--set")
         if self.config in MODELS:
-            values: dict[str, Any] = {"model": {"kind": self.config}}
-        else:
-            made = find_function(self.config, "function config() -> RunConfig", MODELS)()
-            if not isinstance(made, RunConfig):
-                raise InputError(
-                    f"{self.config}() returned a {type(made).__name__}: return a mutransfer.train.RunConfig"
-                )
-            values = made.to_dict()
-        kind = values["model"]["kind"]
-        base = dict(values.get("base", {}))
-        for name, value in given.items():
-            if name in ("model", "base"):
-                raise InputError(
-                    f"--set {name}={value}: write its fields one by one, such as {'base.' * (name == 'base')}width=64"
-                )
-            if name.startswith("base."):
-                base[name.removeprefix("base.")] = value
-            elif name in config_fields(kind):
-                values["model"][name] = value
-            else:
-                values[name] = value
-        values["base"] = base
-        if self.config in MODELS:
-            self._fit(values, given)
-        return RunConfig.from_dict(values)
-
-    def _fit(self, values: dict[str, Any], given: dict[str, Any]) -> None:
-        """What a built-in model's user need not say: its data set, and the fields that the data decides."""
-        from mutransfer.commands.builtin import DATA, fitted
-        from mutransfer.data import load
-
-        values.setdefault("data", DATA[self.config])
-        if not values["base"]:
-            values.setdefault("recipe", "sp")  # nothing to transfer from: the model as it is written
-        tokenizer = values.get("tokenizer")
-        if isinstance(values["data"], str) and (tokenizer is None or isinstance(tokenizer, str)):
-            for name, value in fitted(self.config, load(values["data"], tokenizer=tokenizer)).items():
-                if name not in given:
-                    values["model"][name] = value
+            return RunConfig.from_dict(described(self.config, given))
+        made = find_function(self.config, "function config() -> RunConfig", MODELS)()
+        if not isinstance(made, RunConfig):
+            raise InputError(f"{self.config}() returned a {type(made).__name__}: return a mutransfer.train.RunConfig")
+        return RunConfig.from_dict(with_fields(made.to_dict(), given))

@@ -51,16 +51,13 @@ class Grid:
 
     def configs(self, variant: Variant) -> list[RunConfig]:
         """The runs of a variant. Raises InputError when its data is not there."""
-        from mutransfer.commands.builtin import fitted
-        from mutransfer.data import load
+        from mutransfer.commands.builtin import described
         from mutransfer.sweep import grid_configs
-        from mutransfer.sweep.grid import with_fields
 
         fields = {**self.run, **variant.fields}
         kind = fields.pop("kind")
-        values = with_fields({"model": {"kind": kind}}, fields)
-        values["model"] |= fitted(kind, load(values["data"], tokenizer=values.get("tokenizer")))
-        configs = grid_configs(values, {self.size: self.sizes, "lr": variant.lrs, "seed": self.seeds})
+        axes = {self.size: self.sizes, "lr": variant.lrs, "seed": self.seeds}
+        configs = grid_configs(described(kind, fields, axes), axes)
         if variant.decay_at is None:
             return configs
         return [replace(c, weight_decay=c.weight_decay * variant.decay_at / c.lr) for c in configs]

@@ -57,13 +57,12 @@ class _Group:
 
 @dataclass
 class Driver:
-    """`checkpoints`: keep a run's checkpoints there while it is under way (always where it is paused); `keep` them after."""
+    """`ranks`: devices of each run. `keep`: keep the checkpoints of ended runs; under way, a run has them where its config says so."""
 
     store: Store
     executor: Executor
     watchers: Sequence[Watcher] = ()
     ranks: int = 1
-    checkpoints: bool = False
     keep: bool = False
 
     def __post_init__(self) -> None:
@@ -82,7 +81,6 @@ class Driver:
             if result in self._by_result:
                 self._outcomes.forget(result)
         self._cpu: dict[str, float] = {}  # of the parts of paused runs
-        self.made = 0
 
     def run(self, searches: Sequence[Search]) -> None:
         """Follow every search to its end, all of them at once. Raises what a watcher raises; runs that fail are records."""
@@ -165,9 +163,7 @@ class Driver:
         if isinstance(config, Call):
             work = (jobs.call_function, config.spec, config.folder, dict(config.point), place)
         else:
-            kept = (
-                self.checkpoints or self.keep or job.until is not None or config.checkpoint_every > 0 or folder.exists()
-            )
+            kept = self.keep or job.until is not None or config.checkpoint_every > 0 or folder.exists()
             # runs that must come out alike share a checkpoint: the config in it must not depend on which of them was first
             work = (jobs.train_config, without_base(config), place if kept else None, job.until, self.ranks)
         self.executor.submit(result, kept_outcome, str(self._outcomes.path(result)), *work)
@@ -221,7 +217,6 @@ class Driver:
             outcome = {"status": "failed", "reason": " ".join(str(event.value).split()), "points": job.points}
         record = self.record(job.run, outcome)
         self._keep(record, outcome["points"], job.attempts)
-        self.made += 1
         for watcher in self.watchers:
             watcher.ended(job.run, record)
         self._deliver(job, record)

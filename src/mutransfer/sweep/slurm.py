@@ -259,13 +259,14 @@ def _name(job: str, function: Function, arguments: tuple[Any, ...]) -> str:
 
 
 def _parse(parameters: tuple[str, ...]) -> dict[str, Any]:
+    from mutransfer.commands.user_code import assignments
+
     found: dict[str, Any] = {}
-    for word in parameters:
-        name, equals, value = word.partition("=")
-        if not equals or not name or not value:
-            raise InputError(f"--slurm {word!r}: write name=value, such as partition=gpu")
+    for name, value in assignments(parameters, "--slurm", "name=value, such as partition=gpu").items():
         if name in _ONE:
-            raise InputError(f"--slurm {word!r}: every run is one task of its own; use --workers for how many at once")
+            raise InputError(
+                f"--slurm {name}={value}: every run is one task of its own; use --workers for how many at once"
+            )
         found[name] = int(value) if value.isdecimal() else value
     for name in ("time", "timeout_min"):
         if name in found and not isinstance(found[name], int):

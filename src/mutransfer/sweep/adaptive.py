@@ -9,8 +9,8 @@ For each size in growing order:
 2. Fine. The two rates at a distance of √2 from the best.
 3. The smallest size's optimum, where it is not among these: what it costs here is the question.
 4. Seeds. One seed; another one at three rates around the optimum while its standard error is above `PRECISION`. What is
-   small is cheap, and its optimum is what is carried over: the smaller sizes share `SPARE` runs' worth of the largest
-   size for more rates and seeds around their optima.
+   small is cheap, and its optimum is what is carried over: the smaller sizes share `SPARE` of the grid's cost for more
+   rates and seeds around their optima.
 
 Only the losses decide, never the clock: an interrupted search takes the same decisions again.
 """
@@ -31,7 +31,7 @@ from mutransfer.sweep.points import Group
 from mutransfer.sweep.wanted import Call, Wanted
 
 AROUND = 3  # rates around the optimum at which another seed is run
-SPARE = 3.0  # runs of the largest size whose cost the smaller ones may spend, together, on more rates and seeds
+SPARE = 0.075  # share of the whole grid's cost that the sizes below the largest may spend, together, on more rates and seeds
 PRECISION = 0.12  # octaves: standard error of an optimum with which its search ends
 _REACH = 1.25  # octaves around the best point that the local parabola spans
 _SPARE_REACH = 2.0  # octaves
@@ -156,7 +156,8 @@ def adaptive(group: Group, metric: str, give_up: GiveUp) -> Search:
         spare = [(x, seed) for x in _rates(low, high) for seed in group.seeds if abs(x - optimum) <= _SPARE_REACH]
         spare = sorted((p for p in spare if p[1] not in curve.get(p[0], {})), key=lambda p: abs(p[0] - optimum))
         if size != group.sizes[-1]:
-            budget = SPARE / (len(group.sizes) - 1) * _work(group, group.sizes[-1])
+            grid = len(group.log2_lrs) * len(group.seeds) * sum(_work(group, one) for one in group.sizes)
+            budget = SPARE * grid / (len(group.sizes) - 1)
             spare = spare[: math.floor(budget / _work(group, size))]
             for seed in group.seeds:
                 yield from _measure(group, size, [x for x, own in spare if own == seed], seed, metric, curve)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mutransfer.verdict.bootstrap import Draws, Replicates
 from mutransfer.verdict.transfer import Gain, Optimum, Regret
-from mutransfer.verdict.words import cost
+from mutransfer.verdict.words import cost, signed
 
 BAND = 0.15  # octaves per doubling of size: the drift that counts as none
 COSTS = 0.5  # drift beyond the band decides only if the regret exceeds this share of the tolerance
@@ -78,7 +78,7 @@ def accusations(e: Evidence) -> list[str]:
             found.append(f"the base's best LR costs more than {SHARE:.0%} of what {e.size_name} {regret.size:g} gains")
     outside = e.drift_low > BAND or e.drift_high < -BAND
     if outside and not found and e.regrets[-1].relative.low > COSTS * e.tolerance:
-        found.append(f"the best LR moves by {e.drift_low:+.2f} to {e.drift_high:+.2f} octaves per doubling, which {cost(e.regrets[-1].relative)} at {e.size_name} {e.regrets[-1].size:g}")  # fmt: skip
+        found.append(f"the best LR moves by {signed(e.drift_low)} to {signed(e.drift_high)} octaves per doubling, which {cost(e.regrets[-1].relative)} at {e.size_name} {e.regrets[-1].size:g}")  # fmt: skip
     share = (1 - e.sure) / max(1, len(e.steps))
     for step in (e.overall, *e.steps):
         limit = 1 - e.sure if step is e.overall else share

@@ -20,7 +20,7 @@ def words(verdict: Verdict) -> str:
     lines += [f"  also: {reason}" for reason in verdict.reasons[1:]]
     lines.append(f"  tune at {name} {best[0].size:g}, use at {name} {best[-1].size:g}: {_cost(verdict)}")
     lines.append(f"  best log2 LR: {', '.join(f'{_rate(verdict, i)} at {o.size:g}' for i, o in enumerate(best))}")
-    lines.append(f"  drift {_signed(verdict.drift.value)} {_span(verdict.drift.low, verdict.drift.high)} octaves per doubling of {name}")  # fmt: skip
+    lines.append(f"  drift {signed(verdict.drift.value)} {_span(verdict.drift.low, verdict.drift.high)} octaves per doubling of {name}")  # fmt: skip
     lines.append(f"  best losses {', '.join(f'{o.loss.value:.4g}' for o in best)}: {_better(verdict)}")
     lines.append(
         f"  noise of one run {verdict.noise:.2g}{_hides(verdict)}, {_source(verdict)}; intervals at {verdict.level:.0%}"
@@ -74,7 +74,7 @@ def _better(verdict: Verdict) -> str:
         False: "larger is worse",
         None: "larger is neither better nor worse beyond the noise",
     }
-    return f"{word[verdict.wider_is_better]}: the largest gains {_signed(100 * g.value)} % {_span(100 * g.low, 100 * g.high)}"
+    return f"{word[verdict.wider_is_better]}: the largest gains {signed(100 * g.value)} % {_span(100 * g.low, 100 * g.high)}"
 
 
 def _hides(verdict: Verdict) -> str:
@@ -88,12 +88,10 @@ def _source(verdict: Verdict) -> str:
     return "one seed: estimated from what smooth curves through all sizes leave"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}"
+def signed(value: float, sign: bool = True) -> str:
+    """+0.15, or without its plus; −∞ and ∞ where nothing bounds it."""
+    return ("−∞" if value < 0 else "∞") if math.isinf(value) else f"{value:+.2f}" if sign else f"{value:.2f}"
 
 
 def _span(low: float, high: float, sign: bool = True) -> str:
-    def shown(value: float) -> str:
-        return ("−∞" if value < 0 else "∞") if math.isinf(value) else f"{value:+.2f}" if sign else f"{value:.2f}"
-
-    return f"[{shown(low)}, {shown(high)}]"
+    return f"[{signed(low, sign)}, {signed(high, sign)}]"

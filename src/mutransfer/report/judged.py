@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mutransfer.errors import InputError
 from mutransfer.report.html import Answer, Table
 from mutransfer.report.runs import Comparison, Layout, Run, shown_lr
-from mutransfer.verdict.words import cost
+from mutransfer.verdict.words import carried
 
 if TYPE_CHECKING:
     from mutransfer.verdict import Estimate, Optimum, Verdict
@@ -107,7 +107,7 @@ def sentences(verdict: Verdict) -> list[str]:
     """The reasons; tune here, use there; drift; what would settle it; what was assumed."""
     axis, best = str(verdict.columns["size"]), verdict.optima
     said = [f"{_sentence('; '.join(verdict.reasons))}"]
-    said.append(f"Tune at {axis} {best[0].size:g}, use at {axis} {best[-1].size:g}: {_cost(verdict)}.")
+    said.append(f"Tune at {axis} {best[0].size:g}, use at {axis} {best[-1].size:g}: {carried(verdict)}.")
     gain = verdict.gain.relative
     word = {True: "better than", False: "worse than", None: "neither better nor worse, beyond the noise, than"}
     said.append(
@@ -165,7 +165,7 @@ def regret_table(found: Along) -> Table:
         for regret, best in zip(verdict.regrets, verdict.optima[1:], strict=True):
             gained = (base.loss.value - best.loss.value) / base.loss.value
             share = "–" if regret.share is None else percent(regret.share, digits=0)
-            cost = "not run there" if regret.unknown else percent(regret.relative)
+            cost = percent(regret.relative)
             rows.append((label, f"{regret.size:g}", f"2^{base.log2_lr.value:.2f}", cost, share, f"{100 * gained:+.2f} %".replace("-", "−")))  # fmt: skip
     columns = ("", axis, "LR carried over", "costs, of the loss", "of what the size gains", "gained over the smallest")
     caption = "Regret: loss at the smallest size's best LR, minus loss at the size's own best"
@@ -207,18 +207,6 @@ def _walls(best: Optimum) -> str:
 
 def _power(log2_lr: float) -> str:
     return f"2^{log2_lr:.4g}"
-
-
-def _cost(verdict: Verdict) -> str:
-    regret = verdict.regrets[-1]
-    if regret.unknown:
-        return "nothing finished at that learning rate"
-    if math.isinf(regret.relative.low):
-        return "training diverges"
-    text = cost(regret.relative)
-    if regret.share is not None and math.isfinite(regret.share.value):
-        text += f", {100 * regret.share.value:.0f} % of what the size gains"
-    return text
 
 
 def _sentence(text: str) -> str:

@@ -18,7 +18,7 @@ def words(verdict: Verdict) -> str:
     sizes = ", ".join(f"{o.size:g}" for o in best)
     lines = [f"{verdict.status} over {name} {sizes}: {verdict.reasons[0]}"]
     lines += [f"  also: {reason}" for reason in verdict.reasons[1:]]
-    lines.append(f"  tune at {name} {best[0].size:g}, use at {name} {best[-1].size:g}: {_cost(verdict)}")
+    lines.append(f"  tune at {name} {best[0].size:g}, use at {name} {best[-1].size:g}: {carried(verdict)}")
     lines.append(f"  best log2 LR: {', '.join(f'{_rate(verdict, i)} at {o.size:g}' for i, o in enumerate(best))}")
     lines.append(f"  drift {signed(verdict.drift.value)} {_span(verdict.drift.low, verdict.drift.high)} octaves per doubling of {name}")  # fmt: skip
     lines.append(f"  best losses {', '.join(f'{o.loss.value:.4g}' for o in best)}: {_better(verdict)}")
@@ -50,10 +50,11 @@ def cost(relative: Estimate) -> str:
     )
 
 
-def _cost(verdict: Verdict) -> str:
+def carried(verdict: Verdict) -> str:
+    """What the smallest size's best LR does at the largest, as a verb, and how that compares with what the size gains."""
     regret = verdict.regrets[-1]
     if math.isinf(regret.relative.low):
-        return "training diverges"
+        return cost(regret.relative)
     text = cost(regret.relative)
     if regret.share is not None and math.isfinite(regret.share.value):
         share = regret.share.value

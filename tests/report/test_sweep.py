@@ -17,8 +17,9 @@ from mutransfer.models import GPTConfig
 from mutransfer.report.figures import Drawing
 from mutransfer.report.html import render
 from mutransfer.report.ledger import Ledger, clock
-from mutransfer.report.runs import Layout, SweepRuns, shown_lr
+from mutransfer.report.runs import Layout, SweepRuns
 from mutransfer.report.sweep import SweepReport
+from mutransfer.sweep.shown import shown_lr
 from mutransfer.sweep.store import Store
 from mutransfer.train import RunConfig
 from tests.report.sweeps import FLOPS, LOG2_LRS, SEEDS, WIDTHS, config, fill, record

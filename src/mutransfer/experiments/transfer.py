@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mutransfer.errors import InputError
 from mutransfer.experiments.experiment import Experiment
 from mutransfer.experiments.grid import Grid
+from mutransfer.verdict.words import span
 
 if TYPE_CHECKING:
     from mutransfer.report import Section, Table
@@ -139,8 +140,8 @@ def _summary(found: Outcome, metric: str) -> list[tuple[str, ...]]:
             continue
         drift, cost, gain = verdict.drift, verdict.regret, verdict.gain.relative
         rows.append((
-            variant.name, verdict.status, f"{drift.value:+.2f} {_span(drift.low, drift.high)}", _cost(cost.value, cost.low, cost.high),
-            f"{100 * gain.value:+.2f} % {_span(100 * gain.low, 100 * gain.high)}",
+            variant.name, verdict.status, f"{drift.value:+.2f} {span(drift.low, drift.high, sign=False)}", _cost(cost.value, cost.low, cost.high),
+            f"{100 * gain.value:+.2f} % {span(100 * gain.low, 100 * gain.high, sign=False)}",
         ))  # fmt: skip
     return rows
 
@@ -148,15 +149,7 @@ def _summary(found: Outcome, metric: str) -> list[tuple[str, ...]]:
 def _cost(value: float, low: float, high: float) -> str:
     if math.isinf(value):
         return "diverges"
-    return f"{100 * value:.2f} % {_span(100 * low, 100 * high)}"
-
-
-def _span(low: float, high: float) -> str:
-    return f"[{_number(low)}, {_number(high)}]"
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "∞" if value > 0 else "−∞"
+    return f"{100 * value:.2f} % {span(100 * low, 100 * high, sign=False)}"
 
 
 def _optima(found: Outcome, metric: str) -> Table:

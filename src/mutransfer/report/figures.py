@@ -12,7 +12,8 @@ import numpy as np
 
 from mutransfer.report.html import DPI
 from mutransfer.report.judged import Along
-from mutransfer.report.runs import METRICS, Layout, Run, shown, shown_lr
+from mutransfer.report.runs import METRICS, Layout, Run
+from mutransfer.sweep.shown import shown, shown_lr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mutransfer.errors import InputError
 from mutransfer.report.html import Answer, Table
-from mutransfer.report.runs import Comparison, Layout, Run, shown_lr
+from mutransfer.report.runs import Comparison, Layout, Run
+from mutransfer.sweep.shown import shown_lr
 from mutransfer.verdict.words import carried
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mutransfer.report.html import Table
-from mutransfer.report.runs import Layout, Run, shown
+from mutransfer.report.runs import Layout, Run
+from mutransfer.sweep.shown import shown
 
 
 @dataclass(frozen=True)

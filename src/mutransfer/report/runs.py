@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mutransfer.commands.builtin import close_name
 from mutransfer.errors import InputError
+from mutransfer.sweep.shown import shown
 from mutransfer.sweep.store import Store, flat
 from mutransfer.verdict.columns import LOSSES, RATES, SEEDS, SIZES, choose, listed, plain
 
@@ -117,7 +118,7 @@ class Layout:
         if by:
             for name in by:
                 if name not in names:
-                    raise InputError(f"--by {name}: the runs have no such field; {_close(name, names)}")
+                    raise InputError(f"--by {name}: the runs have no such field; {close_name(name, tuple(names))}")
             mixed = [name for name in _independent(groups, [*axes, *by], rows) if name not in by]
             groups = list(by)
         else:
@@ -176,19 +177,6 @@ class Layout:
         return tuple(made) or (Comparison("", {}, self.labels, self.mixed),)
 
 
-def shown(value: Any) -> str:
-    """A field's value in a few characters."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def shown_lr(lr: Any) -> str:
-    """2^-8, or 2^-7.5 for halves of an octave; other numbers as they are."""
-    if not isinstance(lr, int | float) or not lr > 0:
-        return str(lr)
-    power = math.log2(lr)
-    return f"2^{round(2 * power) / 2:g}" if abs(2 * power - round(2 * power)) < 1e-3 else f"{lr:.3g}"
-
-
 def _named(name: str, value: Any) -> str:
     if name == "recipe":
         return TITLES.get(str(value), str(value))
@@ -245,13 +233,8 @@ def _metric(runs: Sequence[Run], given: str | None) -> str:
     names = list(dict.fromkeys(name for run in runs for name in run.record["metrics"]))
     if given is not None:
         if given not in names:
-            raise InputError(f"--metric {given}: the runs have no such number; {_close(given, names)}")
+            raise InputError(f"--metric {given}: the runs have no such number; {close_name(given, tuple(names))}")
         return given
     measured = [name for name in names if any(run.metric(name) is not None for run in runs)]
     found = choose("loss", None, LOSSES, measured) or choose("loss", None, LOSSES, names)
     return found[0] if found else "loss"
-
-
-def _close(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"write one of {listed(known, 30)}"

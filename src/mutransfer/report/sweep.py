@@ -15,8 +15,9 @@ from mutransfer.report.judged import Along, Judged, along, answers, joined, judg
 from mutransfer.report.ledger import Ledger, clock
 from mutransfer.report.planned import plan_key, planned
 from mutransfer.report.provenance import Provenance
-from mutransfer.report.runs import METRICS, TITLES, Layout, Run, shown, shown_lr
+from mutransfer.report.runs import METRICS, TITLES, Layout, Run
 from mutransfer.report.sections import check_section
+from mutransfer.sweep.shown import shown, shown_lr
 
 _LISTED = ("train_loss", "val_loss", "loss")  # beside the metric, in the table of runs
 

@@ -12,6 +12,7 @@ from typing import Any
 from mutransfer.commands.output import duration
 from mutransfer.sweep.cost import Cost
 from mutransfer.sweep.driver import Record
+from mutransfer.sweep.shown import told_apart
 from mutransfer.sweep.wanted import Call, Wanted
 
 _EVERY = 5.0  # seconds between plain lines
@@ -99,8 +100,7 @@ class Live:
         self._line()
 
     def _name(self, run: Wanted) -> str:
-        fields = run.fields
-        return " ".join(f"{name}={short(name, fields[name])}" for name in self.varying if name in fields)
+        return " ".join(told_apart(run.fields, self.varying))
 
     def eta(self) -> str:
         """The remaining time of the whole, 0:00 when all is done."""
@@ -146,15 +146,3 @@ class Live:
                 mfu = f"{100 * run.flops * run.step / run.steps / run.seconds / self.cost.peak:.0f} %"
             table.add_row(run.name, f"{run.step}{of}", f"{run.loss:.4f}", "" if speed is None else f"{speed:,.0f}", mfu)
         return table
-
-
-def short(name: str, value: Any) -> str:
-    """A value as people write it: learning rates and decays that are powers of two as such."""
-    import math
-
-    if isinstance(value, float) and value > 0:
-        power = math.log2(value)
-        if name == "lr" and abs(2 * power - round(2 * power)) < 1e-6:
-            return f"2^{round(2 * power) / 2:g}"
-        return f"{value:g}"
-    return str(value)

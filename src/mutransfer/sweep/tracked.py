@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mutransfer.sweep.driver import Record
-from mutransfer.sweep.live import short
+from mutransfer.sweep.shown import told_apart
 from mutransfer.sweep.wanted import Wanted
 
 
@@ -22,8 +22,7 @@ class Tracked:
 
     def started(self, run: Wanted) -> None:
         """Open the run under the fields that tell it apart."""
-        fields = run.fields
-        name = "_".join(f"{n}={short(n, fields[n])}" for n in self.varying if n in fields).replace("/", "-")
+        name = "_".join(told_apart(run.fields, self.varying)).replace("/", "-")
         self.runs[run.result] = self.tracker.start(name or run.key[:8], run.config.to_dict())
 
     def point(self, run: Wanted, point: Mapping[str, Any]) -> None:

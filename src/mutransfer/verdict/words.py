@@ -20,7 +20,7 @@ def words(verdict: Verdict) -> str:
     lines += [f"  also: {reason}" for reason in verdict.reasons[1:]]
     lines.append(f"  tune at {name} {best[0].size:g}, use at {name} {best[-1].size:g}: {carried(verdict)}")
     lines.append(f"  best log2 LR: {', '.join(f'{_rate(verdict, i)} at {o.size:g}' for i, o in enumerate(best))}")
-    lines.append(f"  drift {signed(verdict.drift.value)} {_span(verdict.drift.low, verdict.drift.high)} octaves per doubling of {name}")  # fmt: skip
+    lines.append(f"  drift {signed(verdict.drift.value)} {span(verdict.drift.low, verdict.drift.high)} octaves per doubling of {name}")  # fmt: skip
     lines.append(f"  best losses {', '.join(f'{o.loss.value:.4g}' for o in best)}: {_better(verdict)}")
     lines.append(
         f"  noise of one run {verdict.noise:.2g}{_hides(verdict)}, {_source(verdict)}; intervals at {verdict.level:.0%}"
@@ -45,9 +45,7 @@ def cost(relative: Estimate) -> str:
         return f"makes training diverge there{at_least}"
     if math.isinf(relative.high):
         return f"costs {100 * relative.value:.2f} % of the loss ({max(0.0, 100 * relative.low):.2f} or more: training may diverge there, or nothing was run there)"
-    return (
-        f"costs {100 * relative.value:.2f} % {_span(100 * relative.low, 100 * relative.high, sign=False)} of the loss"
-    )
+    return f"costs {100 * relative.value:.2f} % {span(100 * relative.low, 100 * relative.high, sign=False)} of the loss"
 
 
 def carried(verdict: Verdict) -> str:
@@ -65,7 +63,7 @@ def carried(verdict: Verdict) -> str:
 def _rate(verdict: Verdict, index: int) -> str:
     o = verdict.optima[index]
     where = f" ({o.edge} edge of the grid)" if o.edge else " (next to divergence)" if o.beside_wall else ""
-    return f"{o.log2_lr.value:.2f} {_span(o.log2_lr.low, o.log2_lr.high, sign=False)}{where}"
+    return f"{o.log2_lr.value:.2f} {span(o.log2_lr.low, o.log2_lr.high, sign=False)}{where}"
 
 
 def _better(verdict: Verdict) -> str:
@@ -75,7 +73,7 @@ def _better(verdict: Verdict) -> str:
         False: "larger is worse",
         None: "larger is neither better nor worse beyond the noise",
     }
-    return f"{word[verdict.wider_is_better]}: the largest gains {signed(100 * g.value)} % {_span(100 * g.low, 100 * g.high)}"
+    return f"{word[verdict.wider_is_better]}: the largest gains {signed(100 * g.value)} % {span(100 * g.low, 100 * g.high)}"
 
 
 def _hides(verdict: Verdict) -> str:
@@ -94,5 +92,6 @@ def signed(value: float, sign: bool = True) -> str:
     return ("−∞" if value < 0 else "∞") if math.isinf(value) else f"{value:+.2f}" if sign else f"{value:.2f}"
 
 
-def _span(low: float, high: float, sign: bool = True) -> str:
+def span(low: float, high: float, sign: bool = True) -> str:
+    """[−0.09, +0.10]: an interval in the same way."""
     return f"[{signed(low, sign)}, {signed(high, sign)}]"

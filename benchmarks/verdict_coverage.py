@@ -47,6 +47,7 @@ class Setting:
     rise: float = 0.006
     noise: float = 0.002
     paired: bool = True  # seeds have levels of their own, the same at every size
+    grows: float = 0.0  # e-folds per octave by which a run's noise grows above the optimum
     tilted: float = 0.0  # standard deviation of a seed's own shift of the optimum, octaves
 
     def truth(self) -> dict[str, float]:
@@ -73,7 +74,8 @@ class Setting:
                 x = start + k * self.spacing
                 for seed in range(self.seeds):
                     mean = LOSS * (1 - self.gain * i) + self.rise * LOSS * SHAPES[self.shape](np.array(x - best + place - shifts[i, seed]))  # fmt: skip
-                    loss = float(mean + levels[seed] + self.noise * LOSS * rng.standard_normal())
+                    noise = self.noise * LOSS * np.exp(self.grows * max(0.0, x - best))
+                    loss = float(mean + levels[seed] + noise * rng.standard_normal())
                     rows.append({"width": 32 * 2**i, "lr": 2.0**x, "seed": seed, "loss": loss if mean < LOSS * DIVERGES else float("nan")})  # fmt: skip
         return rows, optima
 
@@ -98,6 +100,9 @@ SETTINGS = [
     replace(BASE, name="unpaired seeds", paired=False),
     replace(BASE, name="seeds shift the optimum, 3 seeds", tilted=0.3, seeds=3),
     replace(BASE, name="wall, 5 LRs, 1 seed", lrs=5, seeds=1, shape="wall"),
+    replace(BASE, name="noise grows by e per octave, 2 seeds", grows=1.0),
+    replace(BASE, name="noise grows by e per octave, 3 seeds", grows=1.0, seeds=3),
+    replace(BASE, name="noise grows by √e per octave, 3 seeds", grows=0.5, seeds=3),
     replace(BASE, name="2 widths", sizes=2),
     replace(BASE, name="3 widths, 1 seed", sizes=3, seeds=1),
     replace(BASE, name="|x|^1.5, little noise", noise=0.0003, shape="|x|^1.5"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mutransfer.build import plan as plan
     from mutransfer.check import CheckReport as CheckReport
     from mutransfer.check import coord_check as coord_check
+    from mutransfer.evaluate import evaluate_text as evaluate_text
     from mutransfer.optimizers import OptimizerFacts as OptimizerFacts
     from mutransfer.optimizers import facts_for as facts_for
     from mutransfer.optimizers import register_optimizer as register_optimizer
@@ -35,6 +36,7 @@ _HOME = {
     "RECIPES": "recipes",
     "coord_check": "check",
     "CheckReport": "check",
+    "evaluate_text": "evaluate",
     "transfer_verdict": "verdict",
     "transfer_verdicts": "verdict",
     "Verdict": "verdict",

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 
 import mutransfer as mt
-from mutransfer.verdict.columns import plain
-from mutransfer.verdict.table import number
 from tests.verdict.tables import table
 
 ROWS = table(seeds=2)
@@ -187,43 +185,6 @@ def test_bad_tables_are_one_clear_line(rows: Any, message: str) -> None:
 def test_bad_options_are_one_clear_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(mt.InputError, match=message):
         mt.transfer_verdict(ROWS, **options)
-
-
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("runs.csv", b"", "is empty"),
-        ("runs.csv", b"hello\nworld\n", "is no table"),
-        ("runs.csv", b"width,lr,lr\n1,2,3\n", "two columns named 'lr'"),
-        ("runs.csv", b"width,lr,loss\n1,2,3,4\n", "line 2: more values"),
-        ("runs.csv", b"\xff\xfe\x00", "not text"),
-        ("runs.json", b"{", "is not JSON"),
-        ("runs.json", b'{"a": 1}', "holds no list"),
-        ("runs.parquet", b"no", "parquet"),
-    ],
-)
-def test_bad_files_are_one_clear_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(mt.InputError, match=message):
-        mt.transfer_verdict(tmp_path / name)
-
-
-def test_absent_files_and_folders_without_a_store(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "no.csv", tmp_path / "no.sqlite"):
-        with pytest.raises(mt.InputError, match="give a table"):
-            mt.transfer_verdict(path)
-
-
-@pytest.mark.parametrize(
-    "text, value",
-    [("1e-3", 1e-3), ("2^-8", 2**-8), ("2**-8.5", 2**-8.5), ("2^(1/2)", 2**0.5), (" ", None), (None, None), ("Infinity", float("inf"))],
-)  # fmt: skip
-def test_numbers_as_people_write_them(text: Any, value: float | None) -> None:
-    assert number(text) == value
-
-
-def test_prefixes_of_loggers_are_not_part_of_a_name() -> None:
-    assert [plain(n) for n in ("config.model.n_embd", "summary/train/loss", "Learning Rate", "_step")] == ["n_embd", "train_loss", "learning_rate", "step"]  # fmt: skip
 
 
 def test_empty_lines_of_a_spreadsheet_are_no_runs(tmp_path: Path, reference: mt.Verdict) -> None:

@@ -9,6 +9,7 @@ from tyro.conf import subcommand
 
 from mutransfer.commands.check import Check
 from mutransfer.commands.data import Data, List, Prepare
+from mutransfer.commands.evaluate import Evaluate
 from mutransfer.commands.experiments import Experiments
 from mutransfer.commands.export import Export
 from mutransfer.commands.generate import Generate
@@ -28,6 +29,7 @@ COMMANDS = {
     "export": Export,
     "verdict": Verdict,
     "report": Report,
+    "evaluate": Evaluate,
     "generate": Generate,
     "data": Data,
     "data list": List,
@@ -43,6 +45,7 @@ Command = (
     | Annotated[Export, subcommand("export", description=Export.summary)]
     | Annotated[Verdict, subcommand("verdict", description=Verdict.summary)]
     | Annotated[Report, subcommand("report", description=Report.summary)]
+    | Annotated[Evaluate, subcommand("evaluate", description=Evaluate.summary)]
     | Annotated[Generate, subcommand("generate", description=Generate.summary)]
     | Annotated[Data, subcommand("data", description=Data.summary)]
     | Annotated[Experiments, subcommand("experiments", description=Experiments.summary)]

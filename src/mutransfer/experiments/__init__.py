@@ -8,11 +8,12 @@ from mutransfer.experiments.ladder import LADDER
 from mutransfer.experiments.mu_scaling import MU_SCALING
 from mutransfer.experiments.nanogpt import NANOGPT
 from mutransfer.experiments.nanogpt_owt import NANOGPT_OWT
+from mutransfer.experiments.prediction import PREDICTION
 from mutransfer.experiments.tables import TABLES
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
-    for experiment in (LADDER, NANOGPT, NANOGPT_OWT, DEPTH, CLAIRE, MU_SCALING, TABLES, IMAGES)
+    for experiment in (LADDER, NANOGPT, NANOGPT_OWT, DEPTH, CLAIRE, MU_SCALING, PREDICTION, TABLES, IMAGES)
 }
 
 __all__ = ["EXPERIMENTS", "SIZES", "Experiment"]

@@ -11,9 +11,9 @@ from typing import Any
 
 from mutransfer.commands.builtin import close_name
 from mutransfer.errors import InputError
+from mutransfer.rows.columns import LOSSES, RATES, SEEDS, SIZES, choose, listed, plain
 from mutransfer.sweep.shown import shown
 from mutransfer.sweep.store import Store, flat
-from mutransfer.verdict.columns import LOSSES, RATES, SEEDS, SIZES, choose, listed, plain
 
 TITLES = {"sp": "SP", "mup": "μP", "depth-mup": "depth-μP", "completep": "CompleteP"}
 METRICS = {

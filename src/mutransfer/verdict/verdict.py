@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from mutransfer.errors import InputError
+from mutransfer.rows.cells import number
+from mutransfer.rows.columns import choose, listed
+from mutransfer.rows.read import read
 from mutransfer.verdict.bootstrap import replicate
 from mutransfer.verdict.cells import gather
-from mutransfer.verdict.columns import choose, listed
 from mutransfer.verdict.decide import MARGIN, Evidence, decide
 from mutransfer.verdict.estimate import Estimate
-from mutransfer.verdict.read import read
-from mutransfer.verdict.table import Runs, number, prepare
+from mutransfer.verdict.table import Runs, prepare
 from mutransfer.verdict.transfer import Gain, Optimum, Regret, bent, drift, gains, optima, regrets
 
 

@@ -17,7 +17,10 @@ ENDINGS = ".csv, .tsv, .json, .jsonl, .parquet or .sqlite"
 
 
 def read(rows: Any) -> list[Row]:
-    """Rows as plain dictionaries. `rows`: dicts, a data frame (pandas, polars), or a path. Raises InputError for anything else."""
+    """Rows as plain dictionaries. `rows`: dicts, a data frame (pandas, polars, arrow), a mapping of columns, or a path.
+
+    Raises InputError for anything else, and where there are no rows.
+    """
     if isinstance(rows, (str, os.PathLike)):
         found = read_file(Path(rows))
     elif hasattr(rows, "to_dicts"):  # polars
@@ -26,7 +29,9 @@ def read(rows: Any) -> list[Row]:
         found = list(rows.to_dict("records"))
     elif hasattr(rows, "to_pylist"):  # arrow
         found = list(rows.to_pylist())
-    elif isinstance(rows, Iterable) and not isinstance(rows, (bytes, Mapping)):
+    elif isinstance(rows, Mapping):
+        found = _from_arrays(rows)
+    elif isinstance(rows, Iterable) and not isinstance(rows, bytes):
         found = list(rows)
     else:
         raise InputError(
@@ -40,6 +45,23 @@ def read(rows: Any) -> list[Row]:
     if not found:
         raise InputError("the table has no rows: give one row per run, with a size (width), lr, seed and loss")
     return [{str(name): value for name, value in row.items()} for row in found]
+
+
+def _from_arrays(columns: Mapping[Any, Any]) -> list[Row]:
+    """Rows from columns of equal length: {"width": [64, 128], "loss": [2.4, 2.3]}."""
+    lists: dict[str, list[Any]] = {}
+    for name, items in columns.items():
+        if (
+            isinstance(items, (str, bytes, Mapping))
+            or not isinstance(items, Iterable)
+            or getattr(items, "ndim", 1) != 1
+        ):
+            raise InputError(f"rows: {name}={str(items)[:40]!r} is not a column; give one value per run, such as {{'width': [64, 128], …}}")  # fmt: skip
+        lists[str(name)] = list(items.tolist() if hasattr(items, "tolist") else items)  # pyright: ignore[reportAttributeAccessIssue]
+    lengths = {name: len(items) for name, items in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"rows: columns must be equally long; {', '.join(f'{name} has {n}' for name, n in lengths.items())}")  # fmt: skip
+    return [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)]
 
 
 def read_file(path: Path) -> list[Row]:
@@ -69,6 +91,30 @@ def read_file(path: Path) -> list[Row]:
     if path.suffix.lower() == ".json":
         return _from_json(_json(text, path), path)
     return _separated(text, path)
+
+
+def is_store(rows: Any) -> bool:
+    """Whether this is the folder of a sweep, or its file."""
+    if not isinstance(rows, (str, os.PathLike)):
+        return False
+    path = Path(rows)
+    return (path / "runs.sqlite").exists() if path.is_dir() else path.name == "runs.sqlite" and path.exists()
+
+
+def read_curves(path: str | os.PathLike[str]) -> list[Row]:
+    """A sweep's runs step by step: one row per logged point, with the run's own fields; `lr` is the run's, `scheduled_lr` the point's."""
+    from mutransfer.sweep.store import Store
+
+    place = Path(path)
+    with Store(place if place.is_dir() else place.parent, create=False) as store:
+        rows, points = store.rows(), store.points()
+    found = [
+        {**row, **{("scheduled_lr" if name == "lr" else name): value for name, value in point.items()}}
+        for row in rows for point in points.get(str(row["key"]), ())
+    ]  # fmt: skip
+    if not found:
+        raise InputError(f"{str(path)!r}: no run of the sweep has logged a step")
+    return found
 
 
 def _json(text: str, path: Path) -> Any:

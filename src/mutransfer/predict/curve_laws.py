@@ -1,0 +1,159 @@
+"""The laws of a learning curve: what the loss of one model at a step follows from its learning rates up to there.
+
+All are  L(s) = L0 + A·S(s)^(−α) − K·φ(s; θ)  with coefficients ≥ 0 and φ the share of its peak by which the LR has fallen, each fall counted
+as far as it has taken effect. In units of the peak η: S(s) = S1(s)/η and
+
+    annealing     φ = Σ_{k≤s} (η_{k−1} − η_k)/η · (1 − λ^(s−k+1))                          K = C·η/(1 − λ)
+    multi-power   φ = Σ_{k≤s} (η_{k−1} − η_k)/η · (1 − (1 + c·(η_k/η)^(−γ)·S_k(s)/η)^(−β))   K = B·η,  c = C·η^(1−γ)
+
+so that φ → 1 long after a fall to nothing in both, and K, in nats, is what the whole decay is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from mutransfer.errors import InputError
+from mutransfer.predict.schedules import Schedule
+
+Array = np.ndarray
+KNOTS = 240  # intervals over which the falls of the LR are summed
+LEAST_LR = 1e-6  # of the peak: what an LR of 0 counts as in η^(−γ)
+
+
+@dataclass(frozen=True)
+class CurveLaw:
+    """One law. `nodes`: the axes of θ on which φ is tabulated; between them it is interpolated, in `scale`d coordinates.
+
+    `prior`: mean and deviation of each (scaled) θ: the published values, widely; `drops(schedule, steps (n,), θ)` gives φ (n,);
+    `raw(K, θ, peak)` the published parameters beside L0, A and α.
+    """
+
+    name: str
+    formula: str
+    needs: str
+    source: str
+    names: tuple[str, ...]
+    nodes: tuple[Array, ...]
+    prior: tuple[tuple[float, float], ...]
+    drops: Callable[[Schedule, Array, tuple[float, ...], float], Array]
+    raw: Callable[[Array, Array, float], dict[str, Array]]
+
+    @property
+    def count(self) -> int:
+        """Parameters fitted."""
+        return 3 + len(self.nodes) + (1 if self.nodes else 0)
+
+    def table(self, schedule: Schedule, steps: Array, peak: float) -> Array:
+        """φ at every node: (nodes…, n)."""
+        found = [self.drops(schedule, steps, theta, peak) for theta in product(*(axis.tolist() for axis in self.nodes))]
+        return np.array(found).reshape(*(len(axis) for axis in self.nodes), len(steps))
+
+    def between(self, table: Array, theta: Array) -> Array:
+        """φ (B, n) at θ (B, q), by multilinear interpolation of a `table`."""
+        places, shares = [], []
+        for i, axis in enumerate(self.nodes):
+            at = np.clip(np.searchsorted(axis, theta[:, i]) - 1, 0, len(axis) - 2)
+            places.append(at)
+            shares.append(np.clip((theta[:, i] - axis[at]) / (axis[at + 1] - axis[at]), 0.0, 1.0))
+        out = np.zeros((len(theta), table.shape[-1]))
+        for corner in product((0, 1), repeat=len(self.nodes)):
+            weight = np.ones(len(theta))
+            for share, side in zip(shares, corner, strict=True):
+                weight = weight * (share if side else 1 - share)
+            out += weight[:, None] * table[tuple(p + c for p, c in zip(places, corner, strict=True))]
+        return out
+
+
+def _annealed(schedule: Schedule, steps: Array, theta: tuple[float, ...], peak: float) -> Array:
+    """S2·(1 − λ)/η: with m_i = λ·m_{i−1} + (η_{i−1} − η_i) and S2 = Σ m, (1 − λ)·S2(s) = Σ_{k≤s} (η_{k−1} − η_k) − λ·m_s."""
+    from scipy.signal import lfilter
+
+    forgets = np.exp(theta[0])
+    drops = schedule.drops / peak
+    momentum = np.asarray(lfilter([1.0], [1.0, forgets - 1.0], drops))
+    whole = np.cumsum(drops) - (1 - forgets) * momentum
+    return np.concatenate([[0.0], whole])[steps]
+
+
+def _multi_power(schedule: Schedule, steps: Array, theta: tuple[float, ...], peak: float) -> Array:
+    """LD/(B·η). Falls are summed over intervals, each as if it came at the interval's middle."""
+    rate, beta, gamma = np.exp(theta[0]), np.exp(theta[1]), theta[2]
+    last = int(steps.max())
+    drops, area = schedule.drops, schedule.area
+    fallen = np.concatenate([[0.0], np.cumsum(np.abs(drops[:last]))])
+    if fallen[-1] <= 0:
+        return np.zeros(len(steps))
+    # intervals that end at the steps asked for, and cut the falls into equal parts
+    equal = np.searchsorted(fallen, np.linspace(0, fallen[-1], KNOTS))
+    ends = np.unique(np.concatenate([[0, last], steps, np.clip(equal, 0, last), np.clip(equal - 1, 0, last)]))
+    a, b = ends[:-1], ends[1:]
+    net = np.concatenate([[0.0], np.cumsum(drops[:last])])
+    part = (net[b] - net[a]) / peak
+    use = np.abs(part) > 1e-12
+    a, b, part = a[use], b[use], part[use]
+    middle = (a + b + 1) // 2  # the update in the middle, which is the only one of an interval of one
+    lr = np.maximum(schedule.lr[middle - 1] / peak, LEAST_LR)
+    since = (area[steps][:, None] - area[middle - 1]) / peak
+    share = -np.expm1(-beta * np.log1p(rate * lr**-gamma * np.maximum(since, 0.0)))
+    return np.where(b <= steps[:, None], part * share, 0.0).sum(1)
+
+
+def _no_drop(schedule: Schedule, steps: Array, theta: tuple[float, ...], peak: float) -> Array:
+    return np.zeros(len(steps))
+
+
+def _raw_annealing(effect: Array, theta: Array, peak: float) -> dict[str, Array]:
+    forgets = np.exp(theta[:, 0])
+    return {"C": effect * forgets / peak, "λ": 1 - forgets}
+
+
+def _raw_multi_power(effect: Array, theta: Array, peak: float) -> dict[str, Array]:
+    gamma = theta[:, 2]
+    return {"B": effect / peak, "C": np.exp(theta[:, 0]) * peak ** (gamma - 1), "β": np.exp(theta[:, 1]), "γ": gamma}
+
+
+CURVE_LAWS: Mapping[str, CurveLaw] = {
+    law.name: law
+    for law in (
+        CurveLaw(
+            "annealing", "L = L0 + A·S1^(-α) − C·S2,  S1 = Σ lr_i,  S2 = Σ_{i≤s} Σ_{k≤i} (lr_{k-1} − lr_k)·λ^(i-k)",
+            "the LR of every step; one run whose LR has begun to fall, else what the decay brings is a guess", "Tissue, Wang & Wang 2408.11029",
+            ("log(1-λ)",), (np.log(np.geomspace(1e-4, 0.3, 25)),), ((np.log(1e-3), 1.5),), _annealed, _raw_annealing,
+        ),
+        CurveLaw(
+            "multi-power", "L = L0 + A·S1^(-α) − B·Σ_k (lr_{k-1} − lr_k)·(1 − (1 + C·lr_k^(-γ)·Σ_{i=k..s} lr_i)^(-β))",
+            "the LR of every step; a run whose LR falls far, or better two with different schedules", "Luo et al. 2503.12811",
+            ("log c", "log β", "γ"), (np.log(np.geomspace(1e-3, 2.0, 10)), np.log(np.geomspace(0.15, 2.4, 7)), np.linspace(0.0, 1.2, 5)),
+            ((np.log(0.13), 1.2), (np.log(0.6), 0.4), (0.65, 0.25)), _multi_power, _raw_multi_power,
+        ),
+        CurveLaw(
+            "power", "L = L0 + A·s^(-α)", "an LR that stays constant, up to the step that is predicted: where it decays, the loss will be lower",
+            "Kaplan et al. 2001.08361; Henighan et al. 2010.14701", (), (), (), _no_drop, lambda effect, theta, peak: {},
+        ),
+    )
+}  # fmt: skip
+
+
+def curve_law(name: str) -> CurveLaw:
+    """The law of that name. Raises InputError."""
+    if name not in CURVE_LAWS:
+        raise InputError(f"law={name!r}: write one of {', '.join(CURVE_LAWS)}")
+    return CURVE_LAWS[name]
+
+
+def features(law: CurveLaw, area: Array, table: Array, z: Array) -> Array:
+    """(B, n, 3): 1, (S/S_ref)^(−α), −φ. area (n,) is S/S_ref; z (B, 1 + q): log α, then θ."""
+    power = np.exp(-np.exp(z[:, :1]) * np.log(area))
+    drop = law.between(table, z[:, 1:]) if law.nodes else np.zeros_like(power)
+    return np.stack([np.ones_like(power), power, -drop], axis=-1)
+
+
+def prior_of(law: CurveLaw) -> tuple[Array, Array]:
+    """Means and deviations of (log α, θ): the published α lie between 0.43 and 0.51 for language models; others within a factor of two."""
+    pairs: Sequence[tuple[float, float]] = ((np.log(0.5), 0.6), *law.prior)
+    return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])

@@ -68,7 +68,7 @@ def backtest(fitted: Fit, seed: int = 0) -> Backtest | None:
         return None
     rng = np.random.default_rng(seed)
     tables = fitted.log_loss(fitted.x, fitted.core) + fitted.scatter * rng.standard_normal((SIMULATED, len(fitted.y)))
-    whole = refine(fitted.problem, tables, np.repeat(fitted.core[None], SIMULATED, 0), 40)
+    whole = refine(fitted.problem, tables, np.repeat(fitted.core[None], SIMULATED, 0), 40, 1e-8)
     left = tables - fitted.law.log_mean(whole.u, fitted.x)
     # in units of each table's own noise, as far as its residuals tell it: with four degrees of freedom they tell little
     units = (left**2).sum(1) / max(fitted.dof, 1) / max(fitted.scatter, 1e-12) ** 2
@@ -81,7 +81,7 @@ def backtest(fitted: Fit, seed: int = 0) -> Backtest | None:
         u = found.u[int(np.argmin(found.objective))]
         errors = fitted.y[outside] - fitted.log_loss(fitted.x[:, outside], u)
         folds.append(Fold(tuple(inside), tuple(outside), errors, reach(fitted, fitted.x[:, outside], inside), u))
-        again: Solved = refine(problem, tables[:, inside], np.repeat(fitted.core[None], SIMULATED, 0), 40)
+        again: Solved = refine(problem, tables[:, inside], np.repeat(fitted.core[None], SIMULATED, 0), 40, 1e-8)
         missed = tables[:, outside] - fitted.law.log_mean(again.u, fitted.x[:, outside])
         null.append((missed**2).mean(1))
     mean = np.mean(null, axis=0)

@@ -84,9 +84,10 @@ def _places(data: Evidence, free: Array) -> tuple[Array, Array, Array]:
     z = mean + deviation * np.clip(free[:, :-2], -6.0, 6.0)
     share = 1 / (1 + np.exp(-free[:, -2:]))
     import os
-    P=float(os.environ.get('P','0.5'))
-    low, high = (0.3 * data.gap)**P, (float(os.environ.get('SP','1'))*data.span)**P
-    return z, (low + (high - low) * share[:, 0])**(1/P), np.clip(share[:, 1], 1e-6, 1 - 1e-6)
+
+    P = float(os.environ.get("P", "0.5"))
+    low, high = (0.3 * data.gap) ** P, (float(os.environ.get("SP", "1")) * data.span) ** P
+    return z, (low + (high - low) * share[:, 0]) ** (1 / P), np.clip(share[:, 1], 1e-6, 1 - 1e-6)
 
 
 def _log_prior(data: Evidence, free: Array) -> Array:

@@ -10,9 +10,10 @@ import numpy as np
 
 from mutransfer.errors import InputError
 from mutransfer.predict.names import LETTERS
-from mutransfer.predict.optima import LENGTH, SIZE, TITLES, Optima
+from mutransfer.predict.optima import TITLES, Optima
 from mutransfer.predict.points import VARIABLES
 from mutransfer.predict.sizes import varies
+from mutransfer.predict.tuning import LENGTH, SIZE
 
 Array = np.ndarray
 TIED = 0.05  # of its own spread: a variable that departs less from a power of another cannot be told from it
@@ -83,9 +84,14 @@ def choose(optima: Optima, wanted: tuple[str, ...] | None) -> tuple[tuple[str, .
     size = _size(optima, moving)
     length = next((n for n in (*LENGTH, "steps") if n in moving), None)
     chosen = [n for n in (*size, length) if n is not None] or [n for n in ("compute",) if n in moving]
+    chosen += [name for name in optima.also if name in moving and name not in chosen]
     if not chosen:
         raise InputError(f"no size and no tokens vary among the sizes with an optimum ({', '.join(optima.variables) or 'none is known'}): a law needs several{_lacking(optima)}")  # fmt: skip
     notes = [f"{name} is the same in every row: the law leaves it out" for name in ("params", "tokens") if name in optima.variables and name not in moving]  # fmt: skip
+    if optima.of == "lr" and optima.kind.startswith("curves") and "batch" in moving and not optima.also:
+        notes.append(
+            "batch differs between the sizes and is not in the law, which holds along with it; on='params,tokens,batch' tells its part"
+        )
     relation = None
     for name in list(chosen[1:]):
         found = _relation(optima, name, [n for n in chosen if n != name])
@@ -94,7 +100,7 @@ def choose(optima: Optima, wanted: tuple[str, ...] | None) -> tuple[tuple[str, .
             relation = found
             notes.append(f"{found}: the exponents of both cannot be told apart. The law is in {found.kept}, and holds along that line only")  # fmt: skip
     if len(chosen) > 1:
-        r = float(np.corrcoef(logs(optima, chosen)[measured].T)[0, 1])
+        r = float(np.corrcoef(logs(optima, chosen[:2])[measured].T)[0, 1])
         if abs(r) > 0.95:
             notes.append(
                 f"{chosen[0]} and {chosen[1]} vary almost together (correlation {r:.2f}): their exponents are told apart poorly"

@@ -18,7 +18,7 @@ DELTA = 1e-3
 """Huber's threshold in log loss, as Hoffmann et al. (2203.15556) chose it …"""
 SHARE = 0.7
 """… but not below this share of the noise, where the fit would become a median and waste a third of the data."""
-LACK = 0.25  # pooling noise within sizes with the scatter between them needs a lack-of-fit test above this
+LACK = 0.1  # pooling noise within sizes with the scatter between them needs a lack-of-fit test above this
 ENOUGH, FEW = (
     20,
     0.05,
@@ -193,7 +193,7 @@ def fit(law: Law, points: Points, delta: float | None = None) -> Fit:
     from scipy.stats import f as f_distribution
 
     pure = found.pure**2 * found.dof
-    total = float((one.residuals**2).sum())
+    total = float(((one.y - one.log_loss(one.x, one.core)) ** 2).sum())
     free = places - law.count
     between = max(total - pure, 0.0) / free
     p = float(f_distribution.sf(between / max(found.pure**2, _TINY**2), free, found.dof))

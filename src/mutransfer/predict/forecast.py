@@ -145,16 +145,22 @@ class LossLaw:
         far = float(reach(self.fit, x)[0])
         guides = self.draws.u[:: max(1, len(self.draws.u) // 200)]
         t = student(level, self.fit.dof)
-        extra = t * self.fit.repeats.spread
         misfit = 0.0
         if self.backtest is not None:
             # the folds overlap: what they say of the misfit is worth a few independent ones
             misfit = student(level, FOLDS) * float(self.backtest.misfit_at(np.array(far)))
-        ends = {}
-        for noise in (True, False):
-            low, high = profile_interval(self.fit, x[:, 0], level, noise, guides)
-            more = misfit**2 + (extra**2 if noise else 0.0)
-            ends[noise] = (core - np.sqrt((core - low) ** 2 + more), core + np.sqrt((high - core) ** 2 + more))
+        low, high = profile_interval(self.fit, x[:, 0], level, guides)
+        run, levels = t * self.fit.sigma, t * self.fit.repeats.spread
+        ends = {
+            # to first order a new run's interval is that of the law and that of its noise, in quadrature
+            noise: tuple(
+                core
+                + sign
+                * np.sqrt(max(half**2 - (0.0 if noise else run**2), 0.0) + misfit**2 + (levels**2 if noise else 0.0))
+                for sign, half in ((-1, core - low), (1, high - core))
+            )
+            for noise in (True, False)
+        }
         low, high = (float(v[0]) for v in bootstrap_interval(self.fit, self.draws, x, level))
         drawn = (core - np.sqrt((core - low) ** 2 + misfit**2), core + np.sqrt((high - core) ** 2 + misfit**2))
         main = ends[True] if self.interval == "profile" else drawn

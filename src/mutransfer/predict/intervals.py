@@ -23,6 +23,7 @@ from mutransfer.predict.solve import Problem, Solved, huber, refine
 
 Array = np.ndarray
 DRAWS = 1000
+CLOSE = 1e-8  # how closely an objective is minimised, relatively, where only its rise counts
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0, iterations: int = 
                 )
     tables = fitted.log_loss(fitted.x, fitted.core) + drawn
     starts = _distinct(fitted)
-    best = refine(fitted.problem, tables, np.repeat(fitted.core[None], draws, 0), iterations)
+    best = refine(fitted.problem, tables, np.repeat(fitted.core[None], draws, 0), iterations, CLOSE)
     for other in starts[1:]:
-        again = refine(fitted.problem, tables, np.repeat(other[None], draws, 0), iterations)
+        again = refine(fitted.problem, tables, np.repeat(other[None], draws, 0), iterations, CLOSE)
         better = again.objective < best.objective
         best = Solved(np.where(better[:, None], again.u, best.u), np.where(better, again.objective, best.objective))
     residual = tables - fitted.law.log_mean(best.u, fitted.x)
@@ -109,10 +110,10 @@ def bootstrap_interval(fitted: Fit, draws: Draws, x: Array, level: float) -> tup
 def profile_interval(
     fitted: Fit, x: Array, level: float, noise: bool = True, guides: Array | None = None
 ) -> tuple[float, float]:
-    """log loss between which a new run at x (v,) lies (`noise`), or the law itself. `guides` (B, p): fits to start from, such as bootstrap draws."""
+    """log loss between which a new run at x (v,) lies. `guides` (B, p): fits to start from, such as bootstrap draws."""
     threshold = student(level, fitted.dof)
     s = max(fitted.scatter, 1e-9)
-    weight = (s / max(fitted.sigma, 1e-9)) ** 2 if noise else 1e6
+    weight = (s / max(fitted.sigma, 1e-9)) ** 2
     wider = Problem(
         fitted.law, np.concatenate([fitted.x, x[:, None]], axis=1),
         np.append(fitted.problem.delta, 1e3), np.append(np.ones(len(fitted.y)), weight),
@@ -129,7 +130,7 @@ def profile_interval(
             [np.repeat(fitted.core[None], len(offsets), 0), guides[nearest[:, 0]], guides[nearest[:, -1]]]
         )
         tables = np.concatenate([np.tile(fitted.y, (len(offsets), 1)), (centre + offsets)[:, None]], axis=1)
-        found = refine(wider, np.tile(tables, (3, 1)), starts, 80)
+        found = refine(wider, np.tile(tables, (3, 1)), starts, 80, CLOSE)
         best = found.objective.reshape(3, -1).min(0)
         return np.sqrt(np.maximum(2 * (best - base), 0.0)) / s
 

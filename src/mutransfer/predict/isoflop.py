@@ -1,15 +1,9 @@
 """isoFLOP curves (Hoffmann et al. 2203.15556, approach 2): the best size of each budget read off its own runs, then N_opt ∝ C^a, D_opt ∝ C^b.
 
-Within a budget the loss is, about its minimum, a parabola in x = log N. Under E + A/N^α + B/D^β at N·D constant all budgets have the same shape,
+The minima of all budgets are found together (`minima`): parabolas with a common skew. Which runs form a budget is told by their compute; what compute still varies by within a
+budget is taken off with the slope of the minima themselves.
 
-    L − L_min = T·[(e^(−αd) − 1)/α + (e^(βd) − 1)/β],  d = x − x_opt,  T = αA/N_opt^α = βB/D_opt^β
-
-so that, to third order, L − L_min ∝ d² + κ·d³ with κ = (β − α)/3: a common skew. It is fitted where it is significant (F test at 1 %), with the always convex
-shape 2(e^(3κd) − 1 − 3κd)/(9κ²), else the parabola is. Which runs form a budget is told by their compute; what compute still varies by within a budget is taken off with the
-slope of the minima themselves.
-
-Each minimum's interval is that of the profile of its position (for a parabola Fieller's, exact for normal noise), with the noise of all budgets pooled. The
-line through log N_opt weighs each by its interval and by the scatter between them that intervals do not explain (random effects: Paule & Mandel 1982).
+The line through log N_opt weighs each minimum by its interval and by the scatter between them that intervals do not explain (random effects: Paule & Mandel 1982).
 """
 
 from __future__ import annotations
@@ -23,7 +17,8 @@ import numpy as np
 from mutransfer.errors import InputError
 from mutransfer.predict.costs import FACTOR
 from mutransfer.predict.intervals import student
-from mutransfer.predict.noise import cells, scale
+from mutransfer.predict.minima import LEAST, find_minima, shape
+from mutransfer.predict.noise import cells
 from mutransfer.predict.points import Points
 from mutransfer.predict.reading import read_points
 from mutransfer.predict.units import from_nats
@@ -31,11 +26,7 @@ from mutransfer.verdict.estimate import Estimate
 
 Array = np.ndarray
 TOLERANCE = 0.15
-LEAST = 5  # sizes of a budget; a parabola takes three, the minimum's interval what is left
 SPREAD = float(np.log(2.0))  # sizes of a budget cover this factor at least
-SKEWS = np.linspace(-0.36, 0.36, 73)
-WILD, FEW = 4.0, 0.1  # runs this many standard deviations from their curve are set aside, if at most this share is
-_TRIED = 700  # positions of the minimum
 
 
 @dataclass(frozen=True)
@@ -85,7 +76,7 @@ class Line:
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """`budgets` with their minima, those that count and those left out; `exponents` a and b; `at(compute)`. `skew`: κ, 0 where parabolas fit; `sigma`: noise of a run, nats."""
+    """`budgets` with their minima, those that count and those left out; `exponents` a and b; `at(compute)`. `skew`: κ; `sigma`: noise of a run, nats; `unused`, `aside`: runs in no budget, and those too far up or from the curve."""
 
     points: Points
     variable: str
@@ -93,6 +84,7 @@ class IsoFlop:
     sizes: Line
     tokens: Line
     skew: float
+    skew_sd: float
     sigma: float
     dof: int
     level: float
@@ -124,7 +116,7 @@ class IsoFlop:
     def curve(self, budget: Budget, sizes: Array) -> Array:
         """The fitted loss (m,) of a budget at sizes (m,), in the points' own unit."""
         d = np.log(sizes) - np.log(budget.size.value)
-        return np.asarray(from_nats(budget.loss + budget.curvature * _shape(d, self.skew), self.points.loss_unit))
+        return np.asarray(from_nats(budget.loss + budget.curvature * shape(d, self.skew), self.points.loss_unit))
 
     def levelled(self, budget: Budget) -> tuple[Array, Array]:
         """(sizes, losses) of a budget's runs, with compute's spread taken off, in the points' own unit."""
@@ -147,17 +139,17 @@ class IsoFlop:
                 )
         a, b = (self.exponents[k].shown(3) for k in "ab")
         lines.append(f"  N_opt ∝ C^a, a {a}; D_opt ∝ C^b, b {b}")
-        shape = f"a common skew κ {self.skew:+.2f} fits better than parabolas" if self.skew else "parabolas"
+        bent = f"common skew κ {self.skew:+.3f} ± {self.skew_sd:.3f} (a parabola has 0)"
         more = (
             f", scatter between budgets beyond that {100 * self.sizes.scatter:.0f} % in size"
             if self.sizes.scatter > 0.005
             else ""
         )
         lines.append(
-            f"  {shape}; noise of a run {self.sigma:.2g}{' nats' if self.points.loss_unit == 'nats' else ''}{more}"
+            f"  {bent}; noise of a run {self.sigma:.2g}{' nats' if self.points.loss_unit == 'nats' else ''}{more}"
         )
         if self.aside:
-            lines.append(f"  {self.aside} runs far from every curve were set aside")
+            lines.append(f"  {self.aside} runs far above their budget's minimum, or far from its curve, were set aside")
         if self.unused:
             lines.append(
                 f"  {self.unused} runs belong to no budget (fewer than {LEAST} sizes with nearly their compute)"
@@ -168,7 +160,7 @@ class IsoFlop:
         """Plain JSON types."""
         return {
             "size": self.variable, "level": self.level, "exponents": {k: e.to_dict() for k, e in self.exponents.items()},
-            "budgets": [b.to_dict() for b in self.budgets], "skew": self.skew, "noise": self.sigma, "dof": self.dof, "unused": self.unused, "set_aside": self.aside,
+            "budgets": [b.to_dict() for b in self.budgets], "skew": self.skew, "skew_sd": self.skew_sd, "noise": self.sigma, "dof": self.dof, "unused": self.unused, "set_aside": self.aside,
         }  # fmt: skip
 
 
@@ -240,14 +232,6 @@ def _groups(points: Points, size: str, tolerance: float) -> tuple[list[tuple[int
     return found, len(c) - sum(len(g) for g in found)
 
 
-def _shape(d: Array, skew: float) -> Array:
-    """d² + κd³ + …, convex with its minimum at 0."""
-    if abs(skew) < 1e-6:
-        return d * d
-    s = np.clip(3 * skew * d, -60.0, 60.0)
-    return 2 * (np.expm1(s) - s) / (9 * skew * skew)
-
-
 def _levelled(points: Points, rows: Sequence[int], compute: float, slope: Array) -> Array:
     """Losses of a budget's rows at its own compute."""
     own = points.variables["compute"][list(rows)]
@@ -258,150 +242,48 @@ def _levelled(points: Points, rows: Sequence[int], compute: float, slope: Array)
     return points.loss[list(rows)] - np.interp(np.log(compute), x, fall) * (np.log(own) - np.log(compute))
 
 
-def _rss(x: Array, y: Array, tried: Array, skew: float) -> tuple[Array, Array, Array]:
-    """(residual sum of squares, curvature, minimum) (m,) of y = L + c·shape(x − x₀), c ≥ 0, for each x₀ of `tried`."""
-    phi = _shape(x[None] - tried[:, None], skew)
-    middle = phi.mean(1, keepdims=True)
-    centred = phi - middle
-    ss = np.maximum((centred**2).sum(1), 1e-300)
-    c = np.maximum(centred @ (y - y.mean()) / ss, 0.0)
-    residual = y[None] - y.mean() - c[:, None] * centred
-    return (residual**2).sum(1), c, y.mean() - c * middle[:, 0]
-
-
 def _fitted(points: Points, size: str, groups: list[tuple[int, ...]], unused: int, level: float) -> IsoFlop:
-    shape = _common(points, size, groups)
-    # a run far from every curve would make the noise of all look larger, and its own budget's minimum another
-    wild = np.abs(shape.residuals) > WILD * shape.sigma
-    aside = 0
-    if 0 < wild.sum() <= FEW * len(wild):
-        kept = np.split(~wild, np.cumsum([len(g) for g in groups])[:-1])
-        smaller = [tuple(i for i, k in zip(g, keep, strict=True) if k) for g, keep in zip(groups, kept, strict=True)]
-        if all(len(g) >= LEAST for g in smaller):
-            groups, aside = smaller, int(wild.sum())
-            shape = _common(points, size, groups)
-    budgets = [_budget(points, g, i, shape, level) for i, g in enumerate(groups)]
-    used = [b for b in budgets if not b.why]
-    if len(used) < 2:
+    x = [np.log(points.variables[size][list(g)]) for g in groups]
+    tokens = [np.log(points.variables["tokens"][list(g)]) for g in groups]
+    computes = [float(np.exp(np.log(points.variables["compute"][list(g)]).mean())) for g in groups]
+    slope = np.empty((2, 0))
+    for _ in range(3):
+        y = [_levelled(points, g, c, slope) for g, c in zip(groups, computes, strict=True)]
+        minima = find_minima(x, y, level)
+        slope = np.array([(np.log(c), m.height) for c, m in zip(computes, minima.found, strict=True) if not m.why]).reshape(-1, 2).T  # fmt: skip
+    budgets, of_tokens = [], []
+    for g, c, n, d, m, kept in zip(groups, computes, x, tokens, minima.found, minima.kept, strict=True):
+        rate, level_d = np.polyfit(n - n.mean(), d, 1)  # tokens along the budget's own runs: nearly C/(k·N)
+        of_tokens.append((m, float(rate)))
+        size_at = _exp(m.at, m.low, m.high)
+        tokens_at = _exp(*(float(level_d + rate * (v - n.mean())) for v in (m.at, m.low, m.high)))
+        rows = tuple(i for i, k in zip(g, kept, strict=True) if k)
+        budgets.append(Budget(c, rows, size_at, tokens_at, m.height, m.curvature, m.why))
+    good = [i for i, b in enumerate(budgets) if not b.why]
+    if len(good) < 2:
         reasons = "; ".join(f"{b.compute:.3g} FLOPs: {b.why}" for b in budgets if b.why)
         raise InputError(f"fewer than two budgets have their minimum inside their runs ({reasons})")
-    t = student(level, shape.dof)
-    lines = [
-        _line([b.compute for b in used], [getattr(b, name) for b in used], t, shape.dof) for name in ("size", "tokens")
-    ]
+    at = np.log(np.array([computes[i] for i in good]))
+    lines = []
+    for name in ("size", "tokens"):
+        y = np.log(np.array([getattr(budgets[i], name).value for i in good]))
+        rates = np.array([1.0 if name == "size" else abs(of_tokens[i][1]) for i in good])
+        own = rates * np.array([minima.found[i].own for i in good])
+        common = rates * np.array([minima.found[i].shift for i in good])
+        lines.append(_line(at, y, own, common, minima.dof))
+    far = sum(len(g) for g in groups) - sum(len(b.rows) for b in budgets)
     return IsoFlop(
-        points, size, tuple(budgets), lines[0], lines[1], shape.skew, shape.sigma, shape.dof, level, unused, aside, shape.slope
+        points, size, tuple(budgets), lines[0], lines[1], minima.skew, minima.skew_sd, minima.sigma, minima.dof, level, unused, far, slope
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Common:
-    """What all budgets share: skew, noise, slope of the minima; and each one's log sizes `x`, levelled losses `y` and the positions `tried`."""
-
-    x: list[Array]
-    y: list[Array]
-    tried: list[Array]
-    computes: list[float]
-    skew: float
-    sigma: float
-    dof: int
-    slope: Array
-    residuals: Array
-
-
-def _common(points: Points, size: str, groups: list[tuple[int, ...]]) -> _Common:
-    x = [np.log(points.variables[size][list(g)]) for g in groups]
-    computes = [float(np.exp(np.log(points.variables["compute"][list(g)]).mean())) for g in groups]
-    tried = [np.linspace(v.min() - np.ptp(v), v.max() + np.ptp(v), _TRIED) for v in x]
-    slope, skew, y = np.empty((2, 0)), 0.0, []
-    dof = sum(len(g) for g in groups) - 3 * len(groups)
-    for _ in range(3):
-        y = [_levelled(points, g, c, slope) for g, c in zip(groups, computes, strict=True)]
-        total = np.array([sum(_rss(a, b, t, k)[0].min() for a, b, t in zip(x, y, tried, strict=True)) for k in (0.0, *SKEWS)])  # fmt: skip
-        best = float(SKEWS[int(np.argmin(total[1:]))])
-        skew = best if dof > 3 and _better(total[0], total[1:].min(), dof) else 0.0
-        lowest = [_rss(a, b, t, skew) for a, b, t in zip(x, y, tried, strict=True)]
-        slope = np.array([np.log(computes), [float(f[2][int(np.argmin(f[0]))]) for f in lowest]])
-        at = [t[int(np.argmin(f[0]))] for t, f in zip(tried, lowest, strict=True)]
-        slope = slope[:, [bool(v.min() < a < v.max()) for v, a in zip(x, at, strict=True)]]
-    residuals = np.concatenate([_residuals(a, b, t, skew) for a, b, t in zip(x, y, tried, strict=True)])
-    dof = max(dof - (skew != 0.0), 1)
-    return _Common(x, y, tried, computes, skew, max(scale(residuals, dof), 1e-9), dof, slope, residuals)
-
-
-def _better(plain: float, skewed: float, dof: int) -> bool:
-    from scipy.stats import f as f_distribution
-
-    ratio = (plain - skewed) / max(skewed / (dof - 1), 1e-300)
-    return float(f_distribution.sf(ratio, 1, dof - 1)) < 0.01
-
-
-def _residuals(x: Array, y: Array, tried: Array, skew: float) -> Array:
-    rss, c, low = _rss(x, y, tried, skew)
-    k = int(np.argmin(rss))
-    return y - low[k] - c[k] * _shape(x - tried[k], skew)
-
-
-def _budget(points: Points, rows: tuple[int, ...], i: int, shape: _Common, level: float) -> Budget:
-    x, y, tried, skew = shape.x[i], shape.y[i], shape.tried[i], shape.skew
-    rss, c, low = _rss(x, y, tried, skew)
-    k = int(np.argmin(rss))
-    # the grid is finer than any interval that counts; a parabola through three points settles the rest
-    at = float(tried[k])
-    if 0 < k < len(tried) - 1:
-        bend = rss[k - 1] - 2 * rss[k] + rss[k + 1]
-        at += float(np.clip(0.5 * (rss[k - 1] - rss[k + 1]) / max(bend, 1e-300), -0.5, 0.5)) * float(
-            tried[1] - tried[0]
-        )
-    limit = (student(level, shape.dof) * shape.sigma) ** 2
-    inside = rss - rss[k] <= limit
-    first, last = _run(inside, k)
-    over = rss - rss[k] - limit
-    ends = (
-        -np.inf if first == 0 else _cross(tried, over, first - 1),
-        np.inf if last == len(tried) - 1 else _cross(tried, over, last),
-    )
-    why = ""
-    best = x[int(np.argmin(y))]
-    if c[k] <= 0:
-        why = "the loss has no minimum over size (it does not bend upwards)"
-    elif not x.min() < at < x.max():
-        side = "smallest" if at <= x.min() else "largest"
-        why = (
-            f"the minimum is at the edge, beyond the {side} size: make {'smaller' if at <= x.min() else 'larger'} ones"
-        )
-    elif not (np.isfinite(ends[0]) and np.isfinite(ends[1])):
-        why = "noise hides the minimum: its interval has no end"
-    elif best in (x.min(), x.max()) and not (x.min() < ends[0] and ends[1] < x.max()):
-        why = f"the lowest loss is that of the {'smallest' if best == x.min() else 'largest'} size, and the minimum's interval goes beyond it"
-    tokens = np.log(points.variables["tokens"][list(rows)])
-    a, b = np.polyfit(x - x.mean(), tokens, 1)
-    logs = np.array([at, *ends])
+def _exp(value: float, low: float, high: float) -> Estimate:
     with np.errstate(over="ignore"):
-        n = np.exp(logs)
-        d = np.exp(b + a * (logs - x.mean()))
-    best_size = Estimate(float(n[0]), float(n[1]), float(n[2]))
-    best_tokens = Estimate(float(d[0]), float(min(d[1:])), float(max(d[1:])))
-    return Budget(shape.computes[i], rows, best_size, best_tokens, float(low[k]), float(c[k]), why)
+        return Estimate(*(float(np.exp(v)) for v in (value, min(low, high), max(low, high))))
 
 
-def _run(inside: Array, k: int) -> tuple[int, int]:
-    """The first and last index of the unbroken stretch of true values about k."""
-    out = np.flatnonzero(~inside)
-    before, after = out[out < k], out[out > k]
-    return (int(before[-1]) + 1 if len(before) else 0), (int(after[0]) - 1 if len(after) else len(inside) - 1)
-
-
-def _cross(x: Array, y: Array, i: int) -> float:
-    """Where y crosses 0 between i and i + 1."""
-    return float(x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1]))
-
-
-def _line(computes: Sequence[float], values: Sequence[Estimate], t: float, dof: int) -> Line:
-    """Weighted least squares of log value on log C."""
-    c = np.log(np.array(computes))
-    y = np.log(np.array([v.value for v in values]))
-    own = np.array([(np.log(v.high) - np.log(v.low)) / 2 / t for v in values])
+def _line(c: Array, y: Array, own: Array, common: Array, dof: int) -> Line:
+    """Weighted least squares of y on c = log C. own: standard deviation of each; common: what all move by together, in standard deviations of one cause."""
     free = len(c) - 2
 
     def solved(extra: float) -> tuple[Array, Array, float, float]:
@@ -419,6 +301,9 @@ def _line(computes: Sequence[float], values: Sequence[Estimate], t: float, dof: 
             extra = (low + high) / 2
             low, high = (extra, high) if solved(extra)[2] > free else (low, extra)
     u, covariance, _, at = solved(extra)
+    w = 1 / np.maximum(own**2 + extra, 1e-18)
+    moved = covariance @ np.stack([(w * common).sum(), (w * (c - at) * common).sum()])
+    covariance = covariance + np.outer(moved, moved)
     # scatter between budgets is known no better than the few budgets tell it
     share = extra / (extra + float(np.mean(own**2))) if extra > 0 else 0.0
     worth = dof if share == 0.0 else 1 / (share**2 / max(free, 1) + (1 - share) ** 2 / dof)

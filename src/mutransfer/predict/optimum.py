@@ -263,7 +263,7 @@ def _backtest(optima: Optima, on: Sequence[str], held: int | None, level: float)
         return (), [] if held == 0 else ["too few sizes to hide the largest ones: the law is not backtested"]
     fit = _fit(optima, on, mask)
     x = logs(optima, on)
-    rows = np.column_stack([np.ones(len(x)), x - x[mask].mean(0)])
+    rows = np.column_stack([np.ones(len(x)), x - x.mean(0)])
     made = []
     for i in hidden:
         value, low, high = fit.interval(rows[i], level, error=float(optima.error[i]))

@@ -22,8 +22,9 @@ from mutransfer.verdict.words import signed
 
 Array = np.ndarray
 HOLDS, FAILS, UNJUDGED = 0, 1, 3
-WATCHED = 4  # places whose errors have a column of their own
-SHOWN = 8  # places left out that are shown
+WATCHED = 5  # places whose errors have a column of their own
+ALL, SHOWN = 12, 8  # places left out that are shown: all of a few, the first of many
+REVEALED = 16  # held-out places that are shown, the largest of many
 TOLD = 0.05  # a fall of the loss that chance gives this often is none
 
 
@@ -90,12 +91,15 @@ class Outcome:
         names = self.law.variables
         runs = any(len(one.losses) > 1 for one in self.revealed)
         head = [*names, "loss", *(["runs"] if runs else []), f"predicted [{self.level:.0%}]", "error", ""]
+        shown = self.revealed[-REVEALED:]
         rows = [
             [*(f"{one.at[name]:.4g}" for name in names), f"{one.loss:.4f}", *([str(len(one.losses))] if runs else []),
              f"{one.prediction.loss:.4f} [{one.prediction.low:.4f}, {one.prediction.high:.4f}]", percent(one.error), "inside" if one.inside else "OUTSIDE"]
-            for one in self.revealed
+            for one in shown
         ]  # fmt: skip
-        return [self.held_out_title, *aligned([head, *rows], left=len(head) - 1), f"  {self.score}"]
+        more = len(self.revealed) - len(shown)
+        rest = [f"  and {more} smaller ones"] if more else []
+        return [self.held_out_title, *aligned([head, *rows], left=len(head) - 1), *rest, f"  {self.score}"]
 
     @property
     def held_out_title(self) -> str:
@@ -114,10 +118,12 @@ class Outcome:
         return text + (f", worst {percent(worst.error)} at {named(worst.at)}" if len(self.revealed) > 1 else "")
 
     def leaning(self) -> list[str]:
-        """The law without each place that matters, and the one that matters most."""
+        """The law without each place that matters, and the one that matters most; that one alone where nothing was asked."""
         dropped = self.dropped
         if dropped is None:
             return []
+        if not self.revealed and not self.predictions:
+            return [f"drop one: {self.leans_on}"]
         head, rows = leave_out_table(dropped)
         return [f"drop one: {self.dropped_title}", *aligned([head, *rows], left=0), f"  {self.leans_on}"]
 
@@ -127,15 +133,11 @@ class Outcome:
         dropped = self.dropped
         if dropped is None:
             return ""
-        what = "errors of held-out places" if self.revealed else "predictions"
-        what += " and predictions" if self.revealed and self.predictions else ""
-        few = len(dropped.rows) < dropped.places or len(dropped.rows) > SHOWN
-        which = (
-            f"the {min(SHOWN, len(dropped.rows))} of {dropped.places} places that matter most"
-            if few
-            else "each fitted place"
-        )
-        return f"{what} and parameters when {which} {'are' if few else 'is'} left out, one at a time"
+        what = [*(["errors of held-out places"] if self.revealed else []), *(["predictions"] if self.predictions or not self.revealed else [])]  # fmt: skip
+        shown = len(shown_rows(dropped))
+        few = shown < dropped.places
+        which = f"the {shown} of {dropped.places} places that matter most" if few else "each fitted place"
+        return f"{', '.join(what)} and parameters when {which} {'are' if few else 'is'} left out, one at a time"
 
     @property
     def leans_on(self) -> str:
@@ -144,15 +146,19 @@ class Outcome:
         if dropped is None:
             return ""
         most = dropped.ranked[0]
-        shifts = dropped.shift(most)
-        i = max(range(len(shifts)), key=lambda j: abs(shifts[j]))
-        whole, errors = dropped.errors(dropped.whole)[i], dropped.errors(most)[i]
-        moved = (
-            f"the error at {named(dropped.watched[i])} goes from {percent(whole)} to {percent(errors)}"
-            if whole is not None and errors is not None
-            else f"the loss predicted at {named(dropped.watched[i])} moves by {percent(shifts[i])}, from {dropped.whole.losses[i]:.4f} to {most.losses[i]:.4f}"
-        )
-        return f"it matters most: without {named(most.at or {})} {moved}"
+        shifts, whole, errors = dropped.shift(most), dropped.errors(dropped.whole), dropped.errors(most)
+        said = []
+        for known in (True, False):
+            watched = [i for i in range(len(shifts)) if (whole[i] is not None) == known]
+            if not watched:
+                continue
+            i = max(watched, key=lambda j: abs(shifts[j]))
+            before, after, where = whole[i], errors[i], named(dropped.watched[i])
+            said.append(
+                f"the error at {where} goes from {percent(before)} to {percent(after)}" if before is not None and after is not None
+                else f"the loss predicted at {where} goes from {dropped.whole.losses[i]:.4f} to {most.losses[i]:.4f} ({percent(shifts[i])})"
+            )  # fmt: skip
+        return f"{named(most.at or {})} matters most: without it {', and '.join(said)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -241,10 +247,14 @@ def leave_out_table(dropped: DropOne) -> tuple[list[str], list[list[str]]]:
             cells.append(f"{left.losses[i]:.4f}" if error is None else percent(error))
         return [*cells, *(f"{value:.4g}" for value in left.parameters.values())]
 
-    shown = {id(left) for left in dropped.ranked[:SHOWN]}
-    rows = [row("nothing", dropped.whole)]
-    rows += [row(named(left.at or {}), left) for left in dropped.rows if id(left) in shown]
+    rows = [row("nothing", dropped.whole), *(row(named(left.at or {}), left) for left in shown_rows(dropped))]
     return head, rows
+
+
+def shown_rows(dropped: DropOne) -> tuple[Left, ...]:
+    """All of a few places, else those that matter most, from small to large."""
+    most = {id(left) for left in dropped.ranked[: ALL if len(dropped.rows) <= ALL else SHOWN]}
+    return tuple(left for left in dropped.rows if id(left) in most)
 
 
 def named(at: Mapping[str, float]) -> str:

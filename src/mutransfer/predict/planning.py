@@ -128,9 +128,7 @@ class _Design:
         fit = self.law.fit
         dof = fit.dof + self.frees[list(chosen)].sum() + self.frees
         dof[0] -= self.frees[0]
-        t = np.array([student(self.level, int(round(v))) for v in np.unique(dof)])[
-            np.unique(dof, return_inverse=True)[1]
-        ]
+        t = np.array([student(self.level, round(v)) for v in np.unique(dof)])[np.unique(dof, return_inverse=True)[1]]
         # what the parabola leaves out shrinks with what it says
         bent = left * (1 + (self.bend - 1) * left / max(self.k[0, 0], 1e-300))
         own = fit.sigma**2 + fit.repeats.spread**2

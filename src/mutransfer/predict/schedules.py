@@ -60,7 +60,9 @@ class Schedule:
 
     def extended(self, steps: int) -> Schedule:
         """The last LR kept up to `steps`."""
-        return self if steps <= len(self) else Schedule(np.concatenate([self.lr, np.full(steps - len(self), self.lr[-1])]))
+        return (
+            self if steps <= len(self) else Schedule(np.concatenate([self.lr, np.full(steps - len(self), self.lr[-1])]))
+        )
 
 
 def shaped(shape: str, steps: int, **settings: float) -> Schedule:
@@ -134,7 +136,9 @@ def of_points(step: Array, lr: Array, name: str = "lr") -> tuple[Schedule, str |
     if not lr.max() > 0:
         raise InputError(f"{name} is 0 in every row")
     if step[-1] > MOST:
-        raise InputError(f"step goes to {step[-1]:g}: write the number of updates, not tokens or samples, at most {MOST:,}")
+        raise InputError(
+            f"step goes to {step[-1]:g}: write the number of updates, not tokens or samples, at most {MOST:,}"
+        )
     first, gap = step[0], float(np.median(np.diff(step))) if len(step) > 1 else 1.0
     said = None
     rises = len(lr) > 1 and lr[1] > (1 + SAME) * lr[0]

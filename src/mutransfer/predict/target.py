@@ -124,8 +124,8 @@ def _optimal(front: Frontier, loss: float, log_l: float) -> Reaching:
 
     def solved(u: Array, wanted: Array) -> dict[str, Array]:
         """log C, log N, log D (B,) at which each draw reaches its log loss; infinite where it never does."""
-        n, d, l = front.optimal(u, grid)
-        falling = np.minimum.accumulate(l, axis=1)
+        n, d, lowest = front.optimal(u, grid)
+        falling = np.minimum.accumulate(lowest, axis=1)
         c = np.array([
             np.interp(-w, -row, grid, right=np.inf) if row[-1] < row[0] else np.inf for w, row in zip(wanted, falling, strict=True)
         ])  # fmt: skip

@@ -39,7 +39,7 @@ def test_the_validation_loss_of_the_run_comes_out(run: tuple[Path, RunResult]) -
     held_out = checkpoint.held_out()
     assert np.array_equal(held_out.ids, data.val) and held_out.name == "held-out text.txt"
     assert held_out.bytes == len(data.tokenizer.decode(data.val).encode())
-    assert held_out.bytes > len(data.val)  # ö and ß have two
+    assert held_out.bytes is not None and held_out.bytes > len(data.val)  # ö and ß have two
 
 
 def test_a_checkpoint_says_what_it_is(run: tuple[Path, RunResult]) -> None:

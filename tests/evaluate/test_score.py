@@ -31,7 +31,7 @@ def test_an_impossible_token_makes_the_score_infinite_and_its_error_unknown() ->
 def test_the_standard_error_is_the_scatter_of_the_mean(correlation: float) -> None:
     """Over 400 texts of 5,000 tokens, independent or with a correlation of 0.9 between neighbours (10 tokens long)."""
     noise = np.random.default_rng(0).exponential(size=(400, 6000))
-    nats = lfilter([1.0], [1.0, -correlation], noise, axis=1)[:, 1000:]
+    nats = np.asarray(lfilter([1.0], [1.0, -correlation], noise, axis=1))[:, 1000:]
     claimed = np.sqrt(np.mean([block_error(row, 64) ** 2 for row in nats]))  # pyright: ignore[reportOptionalOperand]
     assert claimed == pytest.approx(nats.mean(1).std(), rel=0.12)
     naive = np.mean(nats.std(1)) / math.sqrt(nats.shape[1])

@@ -15,6 +15,7 @@ from mutransfer.predict.points import VARIABLES, Points
 from mutransfer.predict.sizes import SIZES, candidates, families, varies
 
 Array = np.ndarray
+PROPORTIONAL = 0.02  # scatter of tokens about a power of the size, as a share of their spread, below which they say nothing of their own
 CLEARLY = 0.9  # another size variable replaces the preferred one when its backtest error is less than this share of it
 
 
@@ -133,7 +134,7 @@ def _proportional(points: Points) -> bool:
     x = np.log(np.stack([points.variables[size], points.variables["tokens"]]))
     x = x - x.mean(1, keepdims=True)
     values = np.linalg.svd(x, compute_uv=False)
-    return bool(values[-1] < 1e-3 * values[0])
+    return bool(values[-1] < PROPORTIONAL * values[0])
 
 
 def _nothing(points: Points, among: Sequence[str] | None) -> str:

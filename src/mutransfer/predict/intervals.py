@@ -22,7 +22,7 @@ from mutransfer.predict.fit import Fit
 from mutransfer.predict.solve import Problem, Solved, huber, refine
 
 Array = np.ndarray
-DRAWS = 1000
+DRAWS, FEWER = 1000, 300  # of a plain law; of one whose derivatives are differences
 CLOSE = 1e-8  # how closely an objective is minimised, relatively, where only its rise counts
 
 
@@ -42,8 +42,9 @@ def student(level: float, dof: int) -> float:
     return float(stdtrit(dof, 0.5 + level / 2))
 
 
-def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0, iterations: int = 40) -> Draws:
-    """`draws` refits; runs' residuals are drawn whole (rows of one run together), seeds' levels are drawn anew for the new run."""
+def bootstrap(fitted: Fit, draws: int | None = None, seed: int = 0, iterations: int = 40) -> Draws:
+    """`draws` refits (1,000); runs' residuals are drawn whole (rows of one run together), seeds' levels are drawn anew for the new run."""
+    draws = draws or (DRAWS if fitted.law.plain else FEWER)
     rng = np.random.default_rng(seed)
     n = len(fitted.y)
     spread = fitted.residuals / np.sqrt(np.maximum(1 - fitted.leverage, 0.05))

@@ -108,8 +108,11 @@ def _split(text: str) -> list[str]:
 
 def known(column: str) -> Known | None:
     """The variable whose name this is, if any."""
-    found = _known(words(column))
-    return _known(_split(column.strip())) if found is None else found  # "params/total": the prefix is the name
+    found = _known(words(column)) or _known(_split(column.strip()))  # "params/total": the prefix is the name
+    _, mark, last = column.strip().rpartition("/")
+    if found is None and mark and (inner := _known(_split(last))) is not None:
+        found = Known(inner.variable, inner.unit, inner.rank + 30)  # a logger's own folder: "throughput/total_tokens"
+    return found
 
 
 def _known(parts: list[str]) -> Known | None:

@@ -226,10 +226,15 @@ def _count(hold_out: int | str | None) -> int | None:
     return int(found[1])
 
 
+def _design(optima: Optima, on: Sequence[str]) -> Array:
+    """(n, 1 + variables) a one, and log2 of the sizes about their mean."""
+    x = logs(optima, on)
+    return np.column_stack([np.ones(len(x)), x - x.mean(0)])
+
+
 def _fit(optima: Optima, on: Sequence[str], mask: Array) -> Regression:
     """The regression of the sizes in `mask`, centred at the mean of all; optima at an edge enter by their side."""
-    x = logs(optima, on)
-    x = np.column_stack([np.ones(len(x)), x - x.mean(0)])[mask]
+    x = _design(optima, on)[mask]
     side = optima.side[mask]
     error = optima.error[mask]
     if side.any():  # an edge's own error says how wide a part of the valley was seen, not how well
@@ -262,8 +267,7 @@ def _backtest(optima: Optima, on: Sequence[str], held: int | None, level: float)
     if count <= 0:
         return (), [] if held == 0 else ["too few sizes to hide the largest ones: the law is not backtested"]
     fit = _fit(optima, on, mask)
-    x = logs(optima, on)
-    rows = np.column_stack([np.ones(len(x)), x - x.mean(0)])
+    rows = _design(optima, on)
     made = []
     for i in hidden:
         value, low, high = fit.interval(rows[i], level, error=float(optima.error[i]))
@@ -302,8 +306,7 @@ def _bounds(optima: Optima, fit: Regression, on: Sequence[str], level: float) ->
         here = np.flatnonzero(optima.side == side)
         if not len(here):
             continue
-        x = logs(optima, on)
-        rows = np.column_stack([np.ones(len(x)), x - x.mean(0)])
+        rows = _design(optima, on)
         against = [i for i in here if (fit.interval(rows[i], level, error=0.0)[1 if side < 0 else 2] - optima.log2[i]) * side < 0]  # fmt: skip
         names = "; ".join(optima.label(int(i), on) for i in here[:4]) + (f" … ({len(here)} in all)" if len(here) > 4 else "")  # fmt: skip
         said.append(

@@ -20,7 +20,7 @@ CLIP = 1.5  # deviations beyond which a row's pull stays constant
 CLIP_FROM = 4.0  # degrees of freedom: with fewer nothing tells an outlier from the rest
 SMALL = 1e-24
 STEPS = 200  # of the iteration
-SCALE_GRID, SCALE_PASSES = 32, 7
+SCALE_GRID, SCALE_PASSES = 24, 8
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def regress(x: Array, y: Array, error: Array, side: Array, firm: bool = False) -
         weight = np.minimum(1.0, clip / np.maximum(np.abs(z), 1e-12))
         pull = base * weight
         new = np.linalg.solve((x * pull[:, None]).T @ x, (x * pull[:, None]).T @ target)
-        new_scatter = _scatter(r[measured], error[measured], 1 - leverage[measured], clip, spread)
+        new_scatter = _scatter(r[measured], error[measured], 1 - leverage[measured], clip, scatter or spread)
         change = max(float(np.abs(x @ (new - beta)).max()), abs(np.sqrt(new_scatter) - np.sqrt(scatter)))
         beta, scatter = new, new_scatter
         if change < 1e-6 * np.sqrt(v.max()):
@@ -114,18 +114,22 @@ def _moment(clip: float) -> float:
     return 1 - 2 * tail - 2 * clip * density + 2 * clip**2 * tail
 
 
-def _scatter(r: Array, error: Array, free: Array, clip: float, spread: float) -> float:
-    """τ² at which the clipped squares have their expected sum; 0 where the errors explain more than the residuals."""
+def _scatter(r: Array, error: Array, free: Array, clip: float, near: float) -> float:
+    """τ² at which the clipped squares have their expected sum; 0 where the errors explain more than the residuals. `near`: a first guess."""
+    wanted = _moment(clip) * float(free.sum())
 
     def excess(t: Array) -> Array:
         z2 = r**2 / (np.maximum(error**2 + t[:, None], SMALL) * free)
-        return (free * np.minimum(z2, clip**2)).sum(1) - _moment(clip) * free.sum()
+        return (free * np.minimum(z2, clip**2)).sum(1) - wanted
 
     if float(excess(np.zeros(1))[0]) <= 0:
         return 0.0
-    top = np.log(max(spread, SMALL)) + 8
-    low, high = top - 60, top
-    for _ in range(SCALE_PASSES):
+    low, high = np.log(max(near, SMALL)) + np.array([-0.7, 0.7])
+    sign = excess(np.exp([low, high]))
+    passes = 4
+    if not sign[0] > 0 >= sign[1]:
+        low, high, passes = low - 60, high + 8, SCALE_PASSES
+    for _ in range(passes):
         grid = np.linspace(low, high, SCALE_GRID)
         above = np.flatnonzero(excess(np.exp(grid)) > 0)
         index = int(above[-1]) if len(above) else 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mutransfer.predict.backtest import growth
+from mutransfer.predict.sizes import SIZES, confounders, varies
 from mutransfer.rows.columns import listed
 
 if TYPE_CHECKING:
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from mutransfer.predict.forecast import LossLaw, Prediction
 
 FEW = 3  # spare points below which an interval is mostly Student's t
+DERIVED = (
+    "compute",
+    "flops_per_token",
+    "non_embedding",
+    "lr",
+    "steps",
+)  # follow from others, or were chosen for each size
 LONG = 1.0  # spans of the fitted runs beyond which an extrapolation is long
 SHOWN = 6
 
@@ -55,6 +63,19 @@ def warnings(law: LossLaw) -> tuple[str, ...]:
         said.append(
             f"sizes scatter about the law by more than their repetitions explain (lack of fit, p = {fit.lack_of_fit:.2g}): means of sizes are fitted"
         )
+    hidden = [name for name in confounders(points, law.variables) if name not in DERIVED]
+    if hidden:
+        said.append(
+            f"{' and '.join(hidden)} {'varies' if len(hidden) == 1 else 'vary'} among runs of the same {' and '.join(law.variables)}: the law takes "
+            "that for noise; fit over it too, or pick rows with where"
+        )
+    elif (
+        "tokens" in points.variables
+        and "tokens" not in law.variables
+        and varies(points.variables["tokens"])
+        and law.variables[0] in SIZES
+    ):
+        said.append(f"tokens grow with {law.variables[0]}: the law is for runs in which they go on doing so")
     for index, name in _flat(fit):
         said.append(f"the loss does not fall with {name}: its term has gone to zero" if index else "")
     k = len(fit.law.coefficients)

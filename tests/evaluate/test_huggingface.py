@@ -48,7 +48,7 @@ class StandIn(nn.Module):
 
 
 class Letters:
-    """A fast tokenizer with a token in front (11), and one for what it does not know (10) or, without `unk`, nothing for it."""
+    """A fast tokenizer with a token in front (11), and one for what it does not know (10), or nothing."""
 
     is_fast, bos_token_id, eos_token_id = True, 11, None
 

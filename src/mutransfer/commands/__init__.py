@@ -7,6 +7,7 @@ from typing import Annotated
 
 from tyro.conf import subcommand
 
+from mutransfer.commands.budget import Budget
 from mutransfer.commands.check import Check
 from mutransfer.commands.data import Data, List, Prepare
 from mutransfer.commands.evaluate import Evaluate
@@ -29,6 +30,7 @@ COMMANDS = {
     "export": Export,
     "verdict": Verdict,
     "report": Report,
+    "budget": Budget,
     "evaluate": Evaluate,
     "generate": Generate,
     "data": Data,
@@ -45,6 +47,7 @@ Command = (
     | Annotated[Export, subcommand("export", description=Export.summary)]
     | Annotated[Verdict, subcommand("verdict", description=Verdict.summary)]
     | Annotated[Report, subcommand("report", description=Report.summary)]
+    | Annotated[Budget, subcommand("budget", description=Budget.summary)]
     | Annotated[Evaluate, subcommand("evaluate", description=Evaluate.summary)]
     | Annotated[Generate, subcommand("generate", description=Generate.summary)]
     | Annotated[Data, subcommand("data", description=Data.summary)]

@@ -23,7 +23,8 @@ INSIDE, OUTSIDE = 0, 1
 class Evaluate:
     """Perplexity and bits per byte of a checkpoint on held-out text, per domain, beside the predicted loss.
 
-    Exit code 0: inside the prediction's interval, or nothing to compare; 1: outside. The held-out split decides where it is evaluated, else every file.
+    Exit code 0: inside the prediction's interval, or nothing to compare; 1: outside. The held-out split decides where it
+    is evaluated, else every file.
 
     Examples:
       mutransfer evaluate runs/a
@@ -119,7 +120,8 @@ class Evaluate:
         if prediction is None:
             return notes
         notes.append(
-            f"the loss predicted is that of {prediction.column or 'the fitted column'}: it holds for text and tokens like those that it was fitted on"
+            f"the loss predicted is that of {prediction.column or 'the fitted column'}: it holds for text and tokens like"
+            " those that it was fitted on"
         )
         unknown = unchecked(prediction, checkpoint.sizes)
         if unknown:

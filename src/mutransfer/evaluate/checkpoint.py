@@ -1,4 +1,4 @@
-"""A checkpoint ready to be evaluated: model, tokenizer, context, sizes and held-out text, of a run or of a Hugging Face folder."""
+"""A checkpoint ready to be evaluated: model, tokenizer, context, sizes, held-out text; of a run or a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Checkpoint:
     longest: int | None
     """The longest context that the model can take; None where it knows no limit."""
     sizes: Mapping[str, float]
-    """By the canonical names of loss laws: params (tied ones once), non_embedding, width, depth; tokens, steps, batch of a run."""
+    """By the canonical names of loss laws: params (tied ones once), non_embedding, width, depth;
+    of a run tokens, steps, batch."""
     held_out: Callable[[], Domain]
     """The validation split of the data it was trained on. Raises InputError where there is none."""
     decode: Callable[[np.ndarray], str] | None = None
@@ -44,9 +45,10 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
-    """The checkpoint in `path`: the folder of a run (or its checkpoint.pt), or of a Hugging Face model with its tokenizer.
+    """The checkpoint in `path`: the folder of a run (or its checkpoint.pt), or of a Hugging Face model and its tokenizer.
 
-    Raises InputError for anything else, a model that is none of language, and data that is not what the run was trained on.
+    Raises InputError for anything else, for a model that is none of language, and for a run whose data is not what it was
+    trained on.
     """
     path = Path(path)
     try:
@@ -116,8 +118,8 @@ def _text_of(
 ) -> tuple[Tokenizer, Callable[[], Domain], tuple[str, ...]]:
     """The run's tokenizer, its held-out text, and what is to be said of them.
 
-    The ids of characters are those of the data it was trained on, so that must be here, unchanged; a tokenizer that the run named (byte,
-    gpt2, …) is the same everywhere, and then only the held-out text is missing.
+    The ids of characters are those of the data it was trained on, so that must be here, unchanged; a tokenizer that the
+    run named (byte, gpt2, …) is the same everywhere, and then only the held-out text is missing.
     """
     data, missing = None, ""
     try:

@@ -17,8 +17,9 @@ LONGEST_DEFAULT = 2048  # tokens: a model of 128 thousand positions is not evalu
 
 
 def open_huggingface(folder: Path, device: torch.device) -> Checkpoint:
-    """The model (in float32, eval mode) and tokenizer that `save_pretrained` wrote to `folder`; nothing is fetched, no code of theirs is run.
+    """The model (in float32, eval mode) and tokenizer that `save_pretrained` wrote to `folder`.
 
+    Nothing is fetched, and no code from the folder is run.
     Raises InputError without transformers, for a folder that is no whole causal model, and for one without a tokenizer.
     """
     try:
@@ -37,8 +38,8 @@ def open_huggingface(folder: Path, device: torch.device) -> Checkpoint:
     absent = sorted(loading["missing_keys"])
     if absent:
         raise InputError(
-            f"{str(folder)!r} has no weights for {absent[0]!r} of its {type(model).__name__} ({len(absent)} missing): they would be"
-            " random; give the folder of a whole causal language model"
+            f"{str(folder)!r} has no weights for {absent[0]!r} of its {type(model).__name__} ({len(absent)} missing):"
+            " they would be random; give the folder of a whole causal language model"
         )
     tokenizer = _load(
         folder, "tokenizer", lambda: transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -46,7 +47,8 @@ def open_huggingface(folder: Path, device: torch.device) -> Checkpoint:
     files = {"tokenizer.json", *(getattr(tokenizer, "vocab_files_names", None) or {}).values()}
     if not any(path.name in files or path.name.startswith("tok") for path in folder.iterdir()):  # an empty one was made
         raise InputError(
-            f"{str(folder)!r} holds no tokenizer ({', '.join(sorted(files))}): save the model's own there, with tokenizer.save_pretrained"
+            f"{str(folder)!r} holds no tokenizer ({', '.join(sorted(files))}): save the model's own there, with"
+            " tokenizer.save_pretrained"
         )
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     longest = getattr(config, "max_position_embeddings", None)
@@ -102,10 +104,11 @@ def _sizes(model: Any, config: Any) -> dict[str, float]:
 
 
 def encode_pretrained(tokenizer: Any, text: str, vocabulary: int) -> np.ndarray:
-    """The ids of the text as the tokenizer makes them by itself: with a token in front where the model was trained with one.
+    """The ids as the tokenizer makes them by itself: with a token in front where the model was trained with one.
 
-    That token is then the first, which is given; so all of the text is scored. Raises InputError for a character that the tokenizer replaces
-    by its unknown token or drops (white space may be dropped: that is a changed text), and for ids beyond the model's vocabulary.
+    That token is then the first, which is given; so all of the text is scored. Raises InputError for a character that the
+    tokenizer replaces by its unknown token or drops (white space may be dropped: that is a changed text), and for ids
+    beyond the model's vocabulary.
     """
     fast = bool(getattr(tokenizer, "is_fast", False))
     made = tokenizer(text, verbose=False, **({"return_offsets_mapping": True} if fast else {}))
@@ -122,8 +125,8 @@ def encode_pretrained(tokenizer: Any, text: str, vocabulary: int) -> np.ndarray:
         lost = _first_lost(tokenizer, text, spans, missed)
         if lost is not None:
             raise InputError(
-                f"character {text[lost]!r} ({place_of(text, lost)}) is not known to the model's tokenizer: replace it there, or"
-                " leave out this file"
+                f"character {text[lost]!r} ({place_of(text, lost)}) is not known to the model's tokenizer:"
+                " replace it there, or leave out this file"
             )
     elif missed.any():  # without offsets: what is before it says where
         before = tokenizer.decode(ids[: int(np.flatnonzero(missed)[0])])

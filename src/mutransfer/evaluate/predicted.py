@@ -1,4 +1,4 @@
-"""The prediction for a checkpoint, found among those that `mutransfer predict --json` printed, beside what was measured."""
+"""The prediction for a checkpoint, found among those of `mutransfer predict --json`, beside what was measured."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def read_predictions(path: Path) -> tuple[Predicted, ...]:
 def matching(predictions: Sequence[Predicted], sizes: Mapping[str, float]) -> Predicted:
     """The prediction made for a model of these sizes: all that both name agree, and of several the nearest in params.
 
-    Width, depth, batch and steps must be equal, the others within 5 %. Raises InputError where none is, and where two equally near ones differ.
+    Width, depth, batch and steps must be equal, the others within 5 %. Raises InputError where none is, and where two
+    equally near ones differ.
     """
     fitting = [
         p for p in predictions if _names(p, sizes) and all(_agree(n, p.at[n], sizes[n]) for n in _names(p, sizes))

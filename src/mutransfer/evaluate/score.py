@@ -16,7 +16,7 @@ FEWEST, MOST = 8, 32  # blocks of the standard error
 
 @dataclass(frozen=True)
 class DomainScore:
-    """What a model's predictions of one text cost, L = −Σ ln p(token | tokens before it), over all tokens but the first."""
+    """What a model makes of one text: L = −Σ ln p(token | tokens before it), over all tokens but the first."""
 
     domain: str
     tokens: int
@@ -55,10 +55,13 @@ def score_of(domain: str, nats: np.ndarray, size: int | None, context: int) -> D
 def block_error(nats: np.ndarray, context: int) -> float | None:
     """Standard error of the mean of `nats`, whose neighbours are correlated, by the method of batch means.
 
-    The text is cut into K consecutive blocks of (nearly) equal numbers of tokens, 8 to 32 of them, each at least a context long where the text
-    has eight contexts. With n_i tokens of sum S_i in block i and m = ΣS_i / Σn_i:  se² = K/(K−1) · Σ(S_i − m·n_i)² / n².  It holds where the
-    correlation between tokens ends well within a block, and says how far another text *of the same kind* would differ; a file of a few
-    long documents differs by more. None below 16 tokens.
+    The text is cut into K consecutive blocks of (nearly) equal numbers of tokens, 8 to 32 of them, each at least a context
+    long where the text has eight contexts. With n_i tokens of sum S_i in block i and m = ΣS_i / Σn_i:
+
+        se² = K/(K−1) · Σ(S_i − m·n_i)² / n²
+
+    It holds where the correlation between tokens ends well within a block, and says how far another text *of the same
+    kind* would differ; a file of a few long documents differs by more. None below 16 tokens.
     Source: L. W. Schmeiser, Batch size effects in the analysis of simulation output, Operations Research 30 (1982) 556.
     """
     count = len(nats)
@@ -73,7 +76,8 @@ def block_error(nats: np.ndarray, context: int) -> float | None:
 def total(scores: Sequence[DomainScore], domain: str = "all") -> DomainScore:
     """All domains as one text: nats per token averaged over tokens, bits per byte over bytes; domains are independent.
 
-    se² = Σ (n_i·se_i)² / n². Bytes and the standard error are None where those of a domain are. Raises InputError for no domain.
+    se² = Σ (n_i·se_i)² / n². Bytes and the standard error are None where those of a domain are.
+    Raises InputError for no domain.
     """
     if not scores:
         raise InputError("there is no score to add up: give at least one")

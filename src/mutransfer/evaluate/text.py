@@ -47,12 +47,15 @@ def evaluate_text(
         L = −Σ ln p(token_i | tokens before it in its window), over all tokens but the first;  nats = L / tokens
         perplexity = exp(nats);   bits per byte = L / ln 2 / bytes of the file in UTF-8
 
-    `model`: anything that maps ids (B, T) to logits (B, T, V), or to an object with `.logits`. `encode`: its tokenizer, from a str to ids.
-    `files`: UTF-8 text (.jsonl and .parquet: the field "text" of every row). Windows hold `context` tokens and start every `stride` tokens
-    (default: `context`, disjoint windows): every token but a file's first is scored exactly once, with at least context − stride + 1 tokens
-    before it in its window, or all there are. `batch` windows at once (default: 4,096 tokens' worth), which changes rounding only.
-    `on_progress(done, total, domain)` counts tokens. All files are read before the model runs.
-    Raises InputError for a file that is missing, twice there, not UTF-8, shorter than two tokens, or holds what the tokenizer does not know.
+    `model`: anything that maps ids (B, T) to logits (B, T, V), or to an object with `.logits`. `encode`: its tokenizer,
+    from a str to ids. `files`: UTF-8 text (.jsonl and .parquet: the field "text" of every row). Windows hold `context`
+    tokens and start every `stride` tokens (default: `context`, disjoint windows): every token but a file's first is scored
+    exactly once, with at least context − stride + 1 tokens before it in its window, or all there are. `batch` windows at
+    once (default: 4,096 tokens' worth), which changes rounding only. `device` and the model's mode: see `token_nats`.
+    `on_progress(done, total, domain)` counts tokens. All files are read before the model runs. Standard errors: see
+    `block_error`; all files as one: `mutransfer.evaluate.total`.
+    Raises InputError for a file that is missing, given twice, not UTF-8, shorter than two tokens, or with characters that
+    the tokenizer does not know.
     """
     check_window(context, stride, batch)
     domains = [read_domain(encode, path) for path in file_list(files)]
@@ -109,7 +112,7 @@ def file_list(files: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def read_domain(encode: Encode, path: Path, decode: Decode | None = None) -> Domain:
-    """A file, tokenized; with `decode`, whether that keeps the text. Raises InputError naming the file, and where in it."""
+    """A file, tokenized; with `decode`, whether that keeps the text. Raises InputError naming file and place."""
     text = _read(path)
     if not text:
         raise InputError(f"{str(path)!r} is empty: at least two tokens are needed")
@@ -166,6 +169,7 @@ def _as_ids(found: Any, path: Path) -> np.ndarray:
         return np.zeros(0, dtype=np.int64)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(
-            f"{str(path)!r}: encode returned a {type(found).__name__} of shape {ids.shape}: it must give one id per token, (N,)"
+            f"{str(path)!r}: encode returned a {type(found).__name__} of shape {ids.shape}: it must give"
+            " one id per token, (N,)"
         )
     return ids

@@ -36,8 +36,8 @@ class Window:
 def windows(count: int, context: int, stride: int) -> Iterator[Window]:
     """The windows over `count` tokens: window k starts at token k·stride and reads at most `context` tokens.
 
-    Target p (of 1 … count − 1) belongs to the first window that reaches it. So it sees all p tokens before it in the first window, and in
-    every other at least context − stride + 1; stride = context gives disjoint windows.
+    Target p (of 1 … count − 1) belongs to the first window that reaches it. So it sees all p tokens before it in the
+    first window, and in every other at least context − stride + 1; stride = context gives disjoint windows.
     """
     scored = 0  # targets 1 … scored have their window
     for start in itertools.count(0, stride):
@@ -72,11 +72,12 @@ def token_nats(
     device: torch.device | str | None = None,
     on_tokens: Callable[[int], object] | None = None,
 ) -> np.ndarray:  # (N - 1,) float64
-    """−ln p(token | tokens before it in its window) of every token but the first: log-softmax in float64 (float32 on MPS).
+    """−ln p(token | tokens before it in its window) of every token but the first: in float64 (float32 on MPS).
 
-    `stride` (default: `context`): see `windows`. `batch`: windows at once. `device`: where the ids are put; by default where the model's
-    parameters are. A module is put in eval mode and back, module by module; no gradients; autocast is as the caller has it.
-    `on_tokens(n)` is called when n more are scored. Raises InputError for fewer than two ids and for a model that cannot take them.
+    `stride` (default: `context`): see `windows`. `batch`: windows at once. `device`: where the ids are put; by default
+    where the model's parameters are. A module is put in eval mode and back, module by module; no gradients; autocast is
+    as the caller has it. `on_tokens(n)` is called when n more are scored.
+    Raises InputError for fewer than two ids and for a model that cannot take them.
     """
     stride, batch = check_window(context, stride, batch)
     place = device_of(model) if device is None else torch.device(device)
@@ -112,7 +113,7 @@ def _batches(found: Iterator[Window], batch: int) -> Iterator[list[Window]]:
 
 @contextmanager
 def _evaluating(model: Model) -> Iterator[None]:
-    """Eval mode, and afterwards the mode that each module was in: a part may have been frozen in eval mode by its owner."""
+    """Eval mode, and afterwards the mode that each module was in: a part may have been frozen by its owner."""
     modes = [(module, module.training) for module in model.modules()] if isinstance(model, nn.Module) else []
     if isinstance(model, nn.Module):
         model.eval()

@@ -18,8 +18,8 @@ from mutransfer.experiments.nanogpt import SMALL
 from mutransfer.experiments.transfer import Picture
 
 if TYPE_CHECKING:
-    from mutransfer.predict import LossLaw
     from mutransfer.predict.holdout import Revealed
+    from mutransfer.predict.outcome import Outcome as Foretold
     from mutransfer.report import Table
     from mutransfer.sweep import Options
 
@@ -53,28 +53,17 @@ def config(size: str) -> Setting:
     another update with every seed, and two seeds of one width differ by more than two widths do. 2^-6 is the best rate of width 32 (of powers of two).
     """
     if size == "small":
-        run, widths, seeds, lr = SMALL | {"steps": 1200, "warmup": 120}, (32, 48, 64, 80, 96, 112, 128, 160), (0, 1), 2**-6
+        run, widths, seeds, lr = (
+            SMALL | {"steps": 1200, "warmup": 120},
+            (32, 48, 64, 80, 96, 112, 128, 160),
+            (0, 1),
+            2**-6,
+        )
     else:
         run = {**mu_scaling.config("paper").run, "depth": 12, "base.width": 256}
         widths, seeds, lr = (128, 256, 384, 512, 640, 768, 896, 1024, 2048, 3072), (0,), 1e-3
     variants = (Variant("SP", {"recipe": "sp"}, (lr,)), Variant("μP", {"recipe": "mup"}, (lr,)))
     return Setting(Grid(run, widths, seeds, variants, judged=("μP",)), hidden=2 if size == "small" else 3)
-
-
-@dataclass(frozen=True)
-class Foretold:
-    """One variant: the law of the runs that were not hidden, and the hidden sizes, predicted by it and then revealed, small to large.
-
-    A hidden size of which a run diverged has an infinite loss: nothing predicts that.
-    """
-
-    law: LossLaw
-    hidden: tuple[Revealed, ...]
-
-    @property
-    def predicted(self) -> bool:
-        """Whether every hidden size was."""
-        return all(close(one) for one in self.hidden)
 
 
 def close(one: Revealed) -> bool:
@@ -84,7 +73,10 @@ def close(one: Revealed) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out, by variant, and why there is nothing where no law could be fitted."""
+    """What came out: by variant the law of the smaller sizes and the hidden ones revealed, small to large, or why no law could be fitted.
+
+    A hidden size of which a run diverged has an infinite loss: nothing predicts that.
+    """
 
     setting: Setting
     found: Mapping[str, Foretold]
@@ -98,7 +90,7 @@ class Outcome:
     def status(self, variant: str) -> str:
         """PASS when all its hidden sizes were predicted, FAIL when one was not, "–" where no law could be fitted."""
         found = self.found.get(variant)
-        return "–" if found is None else "PASS" if found.predicted else "FAIL"
+        return "–" if found is None else "PASS" if all(map(close, found.revealed)) else "FAIL"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with whatever is not finite."""
@@ -107,8 +99,8 @@ class Outcome:
             "grid": grid.to_dict(), "hidden": list(hidden), "judged": list(grid.judged), "refused": dict(self.refused),
             "variants": {
                 name: {
-                    "status": self.status(name), "law": one.law.to_dict(),
-                    "hidden": [{grid.size: size, "close": close(r), **r.to_dict()} for size, r in zip(hidden, one.hidden, strict=True)],
+                    "status": self.status(name), **{key: value for key, value in one.to_dict().items() if key != "exit_code"},
+                    "held_out": [{grid.size: size, **r.to_dict(), "close": close(r)} for size, r in zip(hidden, one.revealed, strict=True)],
                 }
                 for name, one in self.found.items()
             },
@@ -128,7 +120,7 @@ def run(config: Callable[[str], Setting], size: str, out: Path, options: Options
     with Store(out) as store:
         store.note("command", command_line())
         store.note("experiment", {"name": name, "size": size, "variants": {v: [r.key for r in runs] for v, runs in wanted.items()}})  # fmt: skip
-    found = foretell(setting, {v: [by_key[run.key] for run in runs] for v, runs in wanted.items()})
+    found = reveal_all(setting, {v: [by_key[run.key] for run in runs] for v, runs in wanted.items()})
     pictures = draw(found)
     for file, data, _ in pictures:
         write_whole(out / f"{file}.png", data)
@@ -138,7 +130,7 @@ def run(config: Callable[[str], Setting], size: str, out: Path, options: Options
     return outcome
 
 
-def foretell(setting: Setting, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Outcome:
+def reveal_all(setting: Setting, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Outcome:
     """Per variant: the law of the smaller sizes, what it says of the hidden ones, and what those reached."""
     found: dict[str, Foretold] = {}
     refused: dict[str, str] = {}
@@ -152,11 +144,12 @@ def foretell(setting: Setting, records: Mapping[str, Sequence[Mapping[str, Any]]
 
 def _foretold(setting: Setting, records: Sequence[Mapping[str, Any]]) -> Foretold:
     from mutransfer.predict import fit_loss, read_points
-    from mutransfer.predict.holdout import reveal, split
+    from mutransfer.predict.holdout import drop_one, reveal, split
+    from mutransfer.predict.outcome import Outcome as Foretold
     from mutransfer.sweep.store import flat_row
 
     size, metric, hidden = setting.grid.size, setting.grid.metrics[0], setting.hidden_sizes
-    rows = [{name: row.get(name) for name in (*FIELDS, metric)} for row in map(flat_row, records)]
+    rows: list[dict[str, Any]] = [{name: row.get(name) for name in (*FIELDS, metric)} for row in map(flat_row, records)]
     losses: dict[int, list[float]] = {one: [] for one in hidden}
     known = [row[metric] for row in rows if row[size] not in hidden and row[metric] is not None]
     for row in rows:
@@ -164,10 +157,13 @@ def _foretold(setting: Setting, records: Sequence[Mapping[str, Any]]) -> Foretol
             losses[row[size]].append(math.inf if row[metric] is None else row[metric])
             # until it is revealed a hidden run has another's loss: nothing that is chosen can depend on its own
             row |= {metric: min(known, default=None), "status": "finished"}
-    fitted, masked = split(read_points(rows, loss=metric), f"{size}>={hidden[0]}")
+    spec = f"{size}>={hidden[0]}"
+    fitted, masked = split(read_points(rows, loss=metric), spec)
     law = fit_loss(fitted)
-    revealed = zip(reveal(law, masked, LEVEL), hidden, strict=True)
-    return Foretold(law, tuple(replace(one, losses=tuple(losses[at])) for one, at in revealed))
+    revealed = tuple(
+        replace(one, losses=tuple(losses[at])) for one, at in zip(reveal(law, masked, LEVEL), hidden, strict=True)
+    )
+    return Foretold(law, (), revealed, drop_one(law, revealed), LEVEL, spec)
 
 
 def words(found: Outcome) -> str:
@@ -202,7 +198,7 @@ def listed(sizes: Sequence[int]) -> str:
 def _rows(found: Outcome, variant: str) -> list[tuple[str, ...]]:
     """Per hidden size: size, predicted, interval, reached, error, inside or not, how many of its runs are inside."""
     rows = []
-    for size, one in zip(found.setting.hidden_sizes, found.found[variant].hidden, strict=True):
+    for size, one in zip(found.setting.hidden_sizes, found.found[variant].revealed, strict=True):
         p, gone = one.prediction, sum(map(math.isinf, one.losses))
         reached = f"{one.loss:.4f}" if not gone else f"diverged ({gone} of {len(one.losses)})"
         error = "–" if gone else f"{100 * one.error:+.2f} %"
@@ -212,8 +208,17 @@ def _rows(found: Outcome, variant: str) -> list[tuple[str, ...]]:
 
 
 def draw(found: Outcome) -> list[Picture]:
-    """A picture per variant."""
-    return []
+    """The variants side by side; a hidden size of which a run diverged is left out."""
+    from mutransfer.predict.figure import draw_prediction
+
+    shown = {
+        name: replace(one, revealed=tuple(r for r in one.revealed if math.isfinite(r.loss)))
+        for name, one in found.found.items()
+    }
+    if not shown:
+        return []
+    text = "Loss against size: runs, the law with its interval, the hidden sizes as predicted and as they came out; below, in per cent of the law"
+    return [("prediction", draw_prediction(shown), text)]
 
 
 def _page(out: Path, size: str, found: Outcome, pictures: list[Picture]) -> None:
@@ -235,7 +240,7 @@ def _page(out: Path, size: str, found: Outcome, pictures: list[Picture]) -> None
             tables=(_table(found),),
         ),
         *(
-            Section(name, verdict=found.status(name), fixed=one.law.words(), folded="the law in words")
+            Section(name, verdict=found.status(name), fixed=one.words(), folded="the law in words, and without each of the fitted sizes")
             for name, one in found.found.items()
         ),
         Section("The grid", fixed=json.dumps(grid.to_dict(), indent=1, ensure_ascii=False), folded="every field of it"),

@@ -1,6 +1,24 @@
 """Loss prediction: what a larger run will reach, from a table of smaller ones, with intervals that can be believed."""
 
 from mutransfer.predict.forecast import LossLaw, Prediction, fit_loss
+from mutransfer.predict.frontier import Frontier, Optimum, frontier
+from mutransfer.predict.isoflop import IsoFlop, isoflop
+from mutransfer.predict.planning import NextRuns, next_runs
 from mutransfer.predict.reading import read_points
+from mutransfer.predict.target import Reaching, size_for
 
-__all__ = ["LossLaw", "Prediction", "fit_loss", "read_points"]
+__all__ = [
+    "Frontier",
+    "IsoFlop",
+    "LossLaw",
+    "NextRuns",
+    "Optimum",
+    "Prediction",
+    "Reaching",
+    "fit_loss",
+    "frontier",
+    "isoflop",
+    "next_runs",
+    "read_points",
+    "size_for",
+]

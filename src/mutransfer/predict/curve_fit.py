@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mutransfer.predict.correlated import Chain, Filtered, whiten
-from mutransfer.predict.curve_laws import CurveLaw, features, prior_of
+from mutransfer.predict.curve_laws import CurveForm, features, prior_of
 
 Array = np.ndarray
 FIRST, ROUND, ROUNDS = 512, 256, 6
@@ -27,7 +27,7 @@ class Evidence:
     """What is fitted. loss, area (n,): S over its value at the last row; table (nodes…, n): φ; ends: the last row of each run; span, gap: steps
     from the first to the last row, and between neighbours."""
 
-    law: CurveLaw
+    law: CurveForm
     loss: Array
     area: Array
     table: Array
@@ -79,7 +79,8 @@ def _pilot(data: Evidence) -> float:
 
 
 def _places(data: Evidence, free: Array) -> tuple[Array, Array, Array]:
-    """(log α and θ, τ, w) of free coordinates (B, d): standard normal but the last two, logistic, which are τ (log-uniform) and w (uniform)."""
+    """(log α and θ, τ, w) of free coordinates (B, d): standard normal but the last two, logistic, which are τ and w, uniform: noise of long memory, which a law
+    can mistake for its own, must not count as unlikely."""
     mean, deviation = prior_of(data.law)
     z = mean + deviation * np.clip(free[:, :-2], -6.0, 6.0)
     share = 1 / (1 + np.exp(-free[:, -2:]))

@@ -26,7 +26,7 @@ LEAST_LR = 1e-6  # of the peak: what an LR of 0 counts as in η^(−γ)
 
 
 @dataclass(frozen=True)
-class CurveLaw:
+class CurveForm:
     """One law. `nodes`: the axes of θ on which φ is tabulated; between them it is interpolated, in `scale`d coordinates.
 
     `prior`: mean and deviation of each (scaled) θ: the published values, widely; `drops(schedule, steps (n,), θ)` gives φ (n,);
@@ -117,21 +117,21 @@ def _raw_multi_power(effect: Array, theta: Array, peak: float) -> dict[str, Arra
     return {"B": effect / peak, "C": np.exp(theta[:, 0]) * peak ** (gamma - 1), "β": np.exp(theta[:, 1]), "γ": gamma}
 
 
-CURVE_LAWS: Mapping[str, CurveLaw] = {
+CURVE_LAWS: Mapping[str, CurveForm] = {
     law.name: law
     for law in (
-        CurveLaw(
+        CurveForm(
             "annealing", "L = L0 + A·S1^(-α) − C·S2,  S1 = Σ lr_i,  S2 = Σ_{i≤s} Σ_{k≤i} (lr_{k-1} − lr_k)·λ^(i-k)",
             "the LR of every step; one run whose LR has begun to fall, else what the decay brings is a guess", "Tissue, Wang & Wang 2408.11029",
             ("log(1-λ)",), (np.log(np.geomspace(1e-4, 0.3, 25)),), ((np.log(1e-3), 1.5),), _annealed, _raw_annealing,
         ),
-        CurveLaw(
+        CurveForm(
             "multi-power", "L = L0 + A·S1^(-α) − B·Σ_k (lr_{k-1} − lr_k)·(1 − (1 + C·lr_k^(-γ)·Σ_{i=k..s} lr_i)^(-β))",
             "the LR of every step; a run whose LR falls far, or better two with different schedules", "Luo et al. 2503.12811",
             ("log c", "log β", "γ"), (np.log(np.geomspace(1e-3, 2.0, 10)), np.log(np.geomspace(0.15, 2.4, 7)), np.linspace(0.0, 1.2, 5)),
             ((np.log(0.13), 1.2), (np.log(0.6), 0.4), (0.65, 0.25)), _multi_power, _raw_multi_power,
         ),
-        CurveLaw(
+        CurveForm(
             "power", "L = L0 + A·s^(-α)", "an LR that stays constant, up to the step that is predicted: where it decays, the loss will be lower",
             "Kaplan et al. 2001.08361; Henighan et al. 2010.14701", (), (), (), _no_drop, lambda effect, theta, peak: {},
         ),
@@ -139,21 +139,21 @@ CURVE_LAWS: Mapping[str, CurveLaw] = {
 }  # fmt: skip
 
 
-def curve_law(name: str) -> CurveLaw:
+def curve_law(name: str) -> CurveForm:
     """The law of that name. Raises InputError."""
     if name not in CURVE_LAWS:
         raise InputError(f"law={name!r}: write one of {', '.join(CURVE_LAWS)}")
     return CURVE_LAWS[name]
 
 
-def features(law: CurveLaw, area: Array, table: Array, z: Array) -> Array:
+def features(law: CurveForm, area: Array, table: Array, z: Array) -> Array:
     """(B, n, 3): 1, (S/S_ref)^(−α), −φ. area (n,) is S/S_ref; z (B, 1 + q): log α, then θ."""
     power = np.exp(-np.exp(z[:, :1]) * np.log(area))
     drop = law.between(table, z[:, 1:]) if law.nodes else np.zeros_like(power)
     return np.stack([np.ones_like(power), power, -drop], axis=-1)
 
 
-def prior_of(law: CurveLaw) -> tuple[Array, Array]:
+def prior_of(law: CurveForm) -> tuple[Array, Array]:
     """Means and deviations of (log α, θ): the published α lie between 0.43 and 0.51 for language models; others within a factor of two."""
     pairs: Sequence[tuple[float, float]] = ((np.log(0.5), 0.6), *law.prior)
     return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])

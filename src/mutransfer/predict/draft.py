@@ -181,7 +181,9 @@ def _numbers(draft: Draft, variable: str, column: Column) -> Array:
     in_cells = False
     for i, row in enumerate(draft.rows):
         value, own = quantity(row.get(column.name), column.name)
-        if value is None or math.isnan(value):
+        if (
+            value is None or math.isnan(value) or (variable == "compute" and value == 0)
+        ):  # diverged before its first update
             continue
         if not value > 0 or not math.isfinite(value):
             raise InputError(f"{column.name}={row.get(column.name)!r} ({draft.place([i])}): write a number above 0, or leave the row out")  # fmt: skip

@@ -56,8 +56,11 @@ def draw_prediction(outcomes: Mapping[str, Outcome], format: str = "png") -> byt
         panels = figure.subplots(
             2, count, squeeze=False, sharex="col", sharey="row", gridspec_kw={"height_ratios": [3.2, 1]}
         )
-        for i, (name, outcome) in enumerate(outcomes.items()):
-            _one(panels[0][i], panels[1][i], name, outcome, first=i == 0)
+        spans = [_one(panels[0][i], panels[1][i], name, outcome) for i, (name, outcome) in enumerate(outcomes.items())]
+        panels[0][0].set_ylim(min(low for low, _, _ in spans), max(high for _, high, _ in spans))
+        panels[1][0].set_ylim(-max(off for _, _, off in spans), max(off for _, _, off in spans))
+        panels[0][0].set_ylabel(_loss_title(next(iter(outcomes.values())).law))
+        panels[1][0].set_ylabel("actual from\nthe law, %")
     else:
         figure = Figure(figsize=(11.5, 5.4 * count), layout="constrained")
         for part, (name, outcome) in zip(figure.subfigures(count, 1, squeeze=False)[:, 0], outcomes.items(), strict=True):  # fmt: skip
@@ -67,8 +70,8 @@ def draw_prediction(outcomes: Mapping[str, Outcome], format: str = "png") -> byt
     return _bytes(figure, format)
 
 
-def _one(axes: Axes, below: Axes, name: str, outcome: Outcome, first: bool) -> None:
-    """A law in one variable: loss against it, and differences from the law."""
+def _one(axes: Axes, below: Axes, name: str, outcome: Outcome) -> tuple[float, float, float]:
+    """A law in one variable: loss against it, and differences from the law. Returns (lowest, highest, largest difference) to be shown."""
     law, level = outcome.law, outcome.level
     variable = law.variables[0]
     v = law.points.variables[variable]
@@ -90,14 +93,20 @@ def _one(axes: Axes, below: Axes, name: str, outcome: Outcome, first: bool) -> N
     reached = np.array([value for one in held for value in one.losses])
     if held:
         # the bar is what was predicted, the ring what the run reached
-        _bars(axes, [one.at[variable] for one in held], [one.prediction for one in held], ORANGE, "", "predicted of it")
+        _bars(
+            axes,
+            [one.at[variable] for one in held],
+            [one.prediction for one in held],
+            ORANGE,
+            "",
+            "interval predicted for it",
+        )
         axes.plot(at, reached, "o", mfc="white", mec=ORANGE, mew=1.8, ms=7, zorder=6, ls="none", label="held out, revealed")  # fmt: skip
     if outcome.predictions:
         _bars(axes, [p.at[variable] for p in outcome.predictions], outcome.predictions, GREEN, "D", "target")
-    losses = [*loss[fitted], *loss[aside], *reached]
-    _limits(axes, losses, known, line)
+    low_end, high_end = _span([*loss, *reached], known, line)
     axes.set_title(name or _variables(law), fontsize=11, fontweight="bold" if name else "normal", color=INK)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(framealpha=0.85, edgecolor="none", fontsize=9)
     axes.grid(alpha=0.22, lw=0.6)
     # below: the same in per cent of the law
     below.fill_between(grid, 100 * (low / line - 1), 100 * (high / line - 1), color=BLUE, alpha=0.16, lw=0)
@@ -111,14 +120,10 @@ def _one(axes: Axes, below: Axes, name: str, outcome: Outcome, first: bool) -> N
     inside = (grid >= min(v)) & (grid <= max([*v.tolist(), *(one.at[variable] for one in held)]))
     reach = 1.15 * max(float(np.nanmax(np.abs(100 * (edge / line - 1)[inside]))) for edge in (low, high))
     most = max(1.2 * max(map(abs, off)), min(reach, 6 * max(map(abs, off)) + 1e-9), 1e-3)
-    old = below.get_ylim() if not first else (-most, most)
-    below.set_ylim(min(-most, old[0]), max(most, old[1]))
     below.grid(alpha=0.22, lw=0.6)
-    _log_axis(below, grid[0], grid[-1], v if len(np.unique(v)) <= 10 else None)
+    _log_axis(below, grid[0], grid[-1], np.array(ends) if len(set(ends)) <= 12 else None)
     below.set_xlabel(TITLES[variable])
-    if first:
-        axes.set_ylabel(_loss_title(law))
-        below.set_ylabel("actual from\nthe law, %")
+    return low_end, high_end, most
 
 
 def _band(law: LossLaw, level: float, grid: Array, known: Sequence[Prediction]) -> tuple[Array, Array]:
@@ -163,6 +168,9 @@ def _several(axes: Axes, right: Axes, below: Axes, name: str, outcome: Outcome) 
     title = _curves(axes, law, own, held, wanted, norm)
     style: dict[str, Any] = {"cmap": _map(), "norm": norm}
     x = _across(law, own)
+    predicted = law.curve(dict(zip(law.variables, own, strict=True)))
+    if len(law.variables) > 2:  # no curves: a dash where the law puts each run
+        axes.plot(x, predicted, "_", color=INK, ms=7, mew=0.8, alpha=0.5, zorder=3)
     axes.scatter(x[fitted], loss[fitted], c=own[0, fitted], s=26, ec="white", lw=0.4, zorder=4, **style)
     if aside:
         axes.plot(x[aside], loss[aside], "x", color=GREY, ms=6, mew=1.4, zorder=4)
@@ -171,7 +179,7 @@ def _several(axes: Axes, right: Axes, below: Axes, name: str, outcome: Outcome) 
         axes.scatter(_across(law, held), actual, facecolor="white", edgecolor=_map()(norm(held[0])), s=40, lw=1.7, zorder=6)  # fmt: skip
     if outcome.predictions:
         _bars(axes, list(_across(law, wanted)), outcome.predictions, GREEN, "D", "")
-    _limits(axes, [*loss, *actual], outcome.predictions, None)
+    axes.set_ylim(*_span([*loss, *actual], outcome.predictions))
     across = _across(law, first)
     _log_axis(axes, across.min() / 1.3, across.max() * 1.3, None)
     axes.set_xlabel(title)
@@ -179,7 +187,6 @@ def _several(axes: Axes, right: Axes, below: Axes, name: str, outcome: Outcome) 
     axes.set_title(f"{name}: {_formula(law)}" if name else _formula(law), fontsize=10.5, color=INK)
     axes.grid(alpha=0.22, lw=0.6)
     # right: predicted against actual, and the difference
-    predicted = law.curve(dict(zip(law.variables, own, strict=True)))
     right.scatter(loss[fitted], predicted[fitted], c=own[0, fitted], s=20, ec="white", lw=0.4, zorder=3, **style)
     below.scatter(loss[fitted], 100 * (loss[fitted] / predicted[fitted] - 1), c=own[0, fitted], s=16, ec="white", lw=0.3, zorder=3, **style)  # fmt: skip
     if len(actual):
@@ -202,7 +209,7 @@ def _several(axes: Axes, right: Axes, below: Axes, name: str, outcome: Outcome) 
     ends = [min([*loss[fitted], *actual]), max([*loss[fitted], *actual])]
     room = 0.04 * (ends[1] - ends[0])
     right.set_xlim(ends[0] - room, ends[1] + room)
-    _limits(right, [*loss[fitted], *actual, *predicted[fitted]], [one.prediction for one in outcome.revealed], None)
+    right.set_ylim(*_span([*loss[fitted], *actual, *predicted[fitted]], [one.prediction for one in outcome.revealed]))
     right.axline((ends[0], ends[0]), slope=1, color=BLUE, lw=1.2, zorder=1)
     right.set_ylabel("predicted")
     right.tick_params(labelbottom=False)
@@ -262,6 +269,8 @@ def _legend(axes: Axes, right: Axes, law: LossLaw, outcome: Outcome, sizes: Arra
         kinds.append(Line2D([], [], ls="none", marker="x", color=GREY, ms=6, label="set aside (left)"))
     if outcome.predictions:
         kinds.append(Line2D([], [], ls="none", marker="D", color=GREEN, ms=5, label="target (left)"))
+    if len(law.variables) > 2:
+        kinds.append(Line2D([], [], ls="none", marker="_", color=INK, ms=7, label="the law (left)"))
     right.legend(handles=kinds, frameon=False, fontsize=8.5, loc="upper left")
 
 
@@ -289,16 +298,15 @@ def _off(law: LossLaw, at: Mapping[str, Array], loss: Array) -> Array:
     return 100 * (loss / law.curve(at) - 1)
 
 
-def _limits(axes: Axes, losses: Sequence[float], known: Sequence[Prediction], line: Array | None) -> None:
-    """All losses and predictions, and their intervals as far as they do not squeeze the rest."""
+def _span(losses: Sequence[float], known: Sequence[Prediction], line: Array | None = None) -> tuple[float, float]:
+    """The range that shows all losses and predictions, and intervals as far as they do not squeeze the rest."""
     centre = [*losses, *(p.loss for p in known), *([] if line is None else [float(line[0]), float(line[-1])])]
     low, high = min(centre), max(centre)
     reach = 0.6 * (high - low)
     low = max(min([low, *(p.low for p in known)]), low - reach)
     high = min(max([high, *(p.high for p in known)]), high + reach)
     room = 0.06 * (high - low)
-    old = axes.get_ylim() if axes.get_legend() else (low - room, high + room)
-    axes.set_ylim(min(low - room, old[0]), max(high + room, old[1]))
+    return max(low - room, 0.0), high + room
 
 
 def _log_axis(axes: Axes, low: float, high: float, own: Array | None) -> None:
@@ -311,10 +319,6 @@ def _log_axis(axes: Axes, low: float, high: float, own: Array | None) -> None:
         for value in sorted(set(own.tolist()), reverse=True):
             if not ticks or math.log10(ticks[-1] / value) > decades / 9:
                 ticks.append(value)
-        last = max(own)
-        while ticks and last * 2 <= high:  # onwards to the targets, in doublings
-            last *= 2
-            ticks.append(last)
     else:
         steps = (1,) if decades > 3.5 else (1, 3) if decades > 1.8 else (1, 2, 5)
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -338,21 +342,23 @@ def _short(value: float) -> str:
 
 def _formula(law: LossLaw) -> str:
     """The law with its numbers."""
-    p = {name: f"{value:.3g}" for name, value in law.fit.raw().items()}
+    raw = law.fit.raw()
+    p = {name: f"{value:.3g}" for name, value in raw.items()}
     if law.fit.law.name == "power":
-        return f"$L = {_tex(law.fit.raw()['a'])}\\,x^{{{p['b']}}} + {p['c']}$"
+        return f"$L = {_tex(raw['a'])}\\,x^{{{p['b']}}} + {_tex(raw['c'])}$"
     if law.fit.law.name == "chinchilla":
-        raw = law.fit.raw()
-        return f"$L = {p['E']} + {_tex(raw['A'])}/N^{{{p['α']}}} + {_tex(raw['B'])}/D^{{{p['β']}}}$"
+        return f"$L = {_tex(raw['E'])} + {_tex(raw['A'])}/N^{{{p['α']}}} + {_tex(raw['B'])}/D^{{{p['β']}}}$"
     return f"{law.fit.law.name} law"
 
 
 def _tex(value: Any) -> str:
     """960, 7.01·10³ as TeX."""
+    if value < 1e-4:
+        return "0"
     if 0.01 <= value < 1e4:
         return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-    power = math.floor(math.log10(value)) if value > 0 else 0
-    return f"{value / 10**power:.2g}\\cdot 10^{{{power}}}" if value > 0 else "0"
+    power = math.floor(math.log10(value))
+    return f"{value / 10**power:.2g}\\cdot 10^{{{power}}}"
 
 
 def _variables(law: LossLaw) -> str:

@@ -246,15 +246,16 @@ def _fitted(points: Points, size: str, groups: list[tuple[int, ...]], unused: in
     x = [np.log(points.variables[size][list(g)]) for g in groups]
     tokens = [np.log(points.variables["tokens"][list(g)]) for g in groups]
     computes = [float(np.exp(np.log(points.variables["compute"][list(g)]).mean())) for g in groups]
+    minima = find_minima(x, [points.loss[list(g)] for g in groups], level)
     slope = np.empty((2, 0))
-    for _ in range(3):
-        y = [_levelled(points, g, c, slope) for g, c in zip(groups, computes, strict=True)]
-        minima = find_minima(x, y, level)
-        slope = np.array([(np.log(c), m.height) for c, m in zip(computes, minima.found, strict=True) if not m.why]).reshape(-1, 2).T  # fmt: skip
-    budgets, of_tokens = [], []
+    for _ in range(2):
+        low = [(np.log(c), m.height) for c, m in zip(computes, minima.found, strict=True) if not m.why]
+        slope = np.array(low).reshape(-1, 2).T
+        minima = find_minima(x, [_levelled(points, g, c, slope) for g, c in zip(groups, computes, strict=True)], level)
+    budgets, rates = [], []
     for g, c, n, d, m, kept in zip(groups, computes, x, tokens, minima.found, minima.kept, strict=True):
         rate, level_d = np.polyfit(n - n.mean(), d, 1)  # tokens along the budget's own runs: nearly C/(k·N)
-        of_tokens.append((m, float(rate)))
+        rates.append(abs(float(rate)))
         size_at = _exp(m.at, m.low, m.high)
         tokens_at = _exp(*(float(level_d + rate * (v - n.mean())) for v in (m.at, m.low, m.high)))
         rows = tuple(i for i, k in zip(g, kept, strict=True) if k)
@@ -267,9 +268,9 @@ def _fitted(points: Points, size: str, groups: list[tuple[int, ...]], unused: in
     lines = []
     for name in ("size", "tokens"):
         y = np.log(np.array([getattr(budgets[i], name).value for i in good]))
-        rates = np.array([1.0 if name == "size" else abs(of_tokens[i][1]) for i in good])
-        own = rates * np.array([minima.found[i].own for i in good])
-        common = rates * np.array([minima.found[i].shift for i in good])
+        times = np.array([1.0 if name == "size" else rates[i] for i in good])
+        own = times * np.array([minima.found[i].own for i in good])
+        common = times * np.array([minima.found[i].shift for i in good])
         lines.append(_line(at, y, own, common, minima.dof))
     far = sum(len(g) for g in groups) - sum(len(b.rows) for b in budgets)
     return IsoFlop(

@@ -162,7 +162,7 @@ class OptimumLaw:
             farthest = max(farthest, away)
             if away > 0.01:
                 span = math.log10(high / low)
-                far = ", farther than they span themselves: the law is a guess there" if away > span else ""
+                far = ", farther than they span themselves: the law is a guess there" if away > span + 0.05 else ""
                 notes.append(f"{name} {value:.4g} is {away:.1f} decades {end} fitted (they span {span:.1f}){far}")
         return farthest, notes
 

@@ -13,6 +13,7 @@ from mutransfer.errors import InputError
 from mutransfer.predict.consistency import check_units
 from mutransfer.predict.draft import Draft, assign, measure
 from mutransfer.predict.histories import gather_runs
+from mutransfer.predict.interleaved import SIZE, refuse_interleaved
 from mutransfer.predict.losses import loss_column, read_losses
 from mutransfer.predict.mixed import check_losses
 from mutransfer.predict.names import known
@@ -91,6 +92,7 @@ def read_points(
     complete(draft)
     _fill_gaps(draft)
     _refuse_confounded(draft, names, named_loss, history)
+    refuse_interleaved(draft, names)
     reduce_lrs(draft, at, history)
     _drop_diverged(draft)
     if not history and loss_unit is None:
@@ -161,7 +163,8 @@ def _fill_gaps(draft: Draft) -> None:
             continue
         column = draft.columns.get(name)
         named = column is not None and column.named
-        if not named and (name not in PRIMARY or empty.mean() > 0.5):
+        sized = name == "compute" and any(s in draft.values and not np.isnan(draft.values[s]).any() for s in SIZE)
+        if not named and (name not in PRIMARY or empty.mean() > 0.5 or sized):
             draft.values.pop(name)
             if name in VARIABLES:
                 draft.notes.append(f"{name} is missing in {int(empty.sum())} of {len(draft)} rows: not used")

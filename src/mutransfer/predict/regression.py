@@ -4,7 +4,7 @@
 
 τ and β by Huber's Proposal 2 with the generalised moment of Paule & Mandel (1982): Σ (1 − h_i)·ψ(z_i)² = E ψ(Z)²·Σ (1 − h_i), with
 z_i = r_i / √((error_i² + τ²)(1 − h_i)) and ψ clipping at 1.5. Without errors, clipping or one-sided rows it is least squares.
-Intervals: Student's t with Σ (1 − h_i) degrees of freedom, the variance rescaled by the residuals (Hartung & Knapp 2001; Huber 1973 for the
+Intervals: Student's t with Σ (1 − h_i) degrees of freedom, the variance rescaled by the residuals (Knapp & Hartung 2003; Huber 1973 for the
 bounded ones). A one-sided row (the optimum lies beyond what was run) enters by its likelihood, as in Tobin (1958).
 """
 

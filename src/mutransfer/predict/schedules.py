@@ -143,8 +143,7 @@ def of_points(step: Array, lr: Array, name: str = "lr") -> tuple[Schedule, str |
     said = None
     rises = len(lr) > 1 and lr[1] > (1 + SAME) * lr[0]
     x, y = step, lr
-    if first > 1:
-        if rises or first > 3 * gap:
-            x, y = np.concatenate([[0.0], step]), np.concatenate([[0.0], lr])
-            said = f"the table begins at step {first:g}: a linear warm-up of the LR up to there is assumed"
+    if first > 1 and (rises or first > 3 * gap):
+        x, y = np.concatenate([[0.0], step]), np.concatenate([[0.0], lr])
+        said = f"the table begins at step {first:g}: a linear warm-up of the LR up to there is assumed"
     return Schedule(np.interp(np.arange(1, int(step[-1]) + 1, dtype=float), x, y)), said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from mutransfer.predict.points import Points
 Array = np.ndarray
 SIZES = ("params", "non_embedding", "flops_per_token", "width", "depth")
 """In the order in which they are preferred."""
+LENGTHS = 2.0  # lengths of training are told from compute and size where they differ by this factor
 SAME = 1e-6  # two variables whose logarithms lie on a line this closely are powers of one another
 
 
@@ -45,12 +46,22 @@ def complete(draft: Draft) -> None:
     if draft.column("flops_per_token") is not None:
         add("compute", ["flops_per_token", "tokens"], lambda m, d: m * d, "flops_per_token × tokens")
     if text_model:
-        add("tokens", ["params", "compute"], lambda n, c: c / 6 / n, "compute / (6 × params)")
+        if not _one_length(v):
+            add("tokens", ["params", "compute"], lambda n, c: c / 6 / n, "compute / (6 × params)")
         add("compute", ["params", "tokens"], lambda n, d: 6 * n * d, "6 × params × tokens")
         add("params", ["compute", "tokens"], lambda c, d: c / 6 / d, "compute / (6 × tokens)")
         _embedding(draft)
         add("non_embedding", ["depth", "width"], lambda n, w: 12 * n * w**2, "12 × depth × width²")
         add("flops_per_token", ["depth", "width", "context"], lambda n, w, t: 72 * n * w**2 + 12 * n * w * t, "72 × depth × width² + 12 × depth × width × context")  # fmt: skip
+
+
+def _one_length(v: Mapping[str, Array]) -> bool:
+    """Whether compute/(6·params) hardly varies: then it tells of embeddings and attention, which 6·N·D leaves out, not of tokens."""
+    if not {"params", "compute"} <= set(v):
+        return False
+    made = v["compute"] / 6 / v["params"]
+    made = made[np.isfinite(made)]
+    return bool(len(made)) and 1.001 < made.max() / made.min() < LENGTHS
 
 
 def _embedding(draft: Draft) -> None:

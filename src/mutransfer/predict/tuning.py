@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,14 @@ from mutransfer.errors import InputError
 from mutransfer.predict.consistency import check_units
 from mutransfer.predict.draft import Column, Draft, assign, measure
 from mutransfer.predict.histories import gather_runs
+from mutransfer.predict.interleaved import refuse_interleaved
 from mutransfer.predict.losses import loss_column, read_losses
 from mutransfer.predict.names import KNOWN, known, loss_columns
 from mutransfer.predict.points import VARIABLES
 from mutransfer.predict.sizes import complete, varies
 from mutransfer.predict.units import check_loss_unit, quantity
 from mutransfer.rows.cells import filtered, is_number, text, values
-from mutransfer.rows.columns import KNOBS, NAMES, RATES, RESULTS, listed, plain
+from mutransfer.rows.columns import NAMES, RATES, RESULTS, listed, plain
 from mutransfer.rows.confounded import confounded, usual
 from mutransfer.rows.read import read
 
@@ -87,7 +87,7 @@ def read_tuning(
     _length(draft)
     groups = _groups(draft, of, on)
     _refuse_confounded(draft, names, named_loss)
-    _refuse_interleaved(draft, names)
+    refuse_interleaved(draft, names)
     return draft, groups, named_loss is not None
 
 
@@ -212,25 +212,6 @@ def _refuse_confounded(draft: Draft, names: Sequence[str], loss: str | None) -> 
             continue
         one = usual(draft.rows, column)
         raise InputError(f'{column} varies too ({listed(seen, 5)}), so the table holds several series of optima: write where={{"{column}": {one!r}}}')  # fmt: skip
-
-
-def _refuse_interleaved(draft: Draft, names: Sequence[str]) -> None:
-    """Raise InputError where a word (a norm, an optimizer) differs between sizes that lie among one another: it follows from the size by its bytes only."""
-    size = next((name for name in SIZE if name in draft.values), None)
-    for column in names:
-        words = [
-            "" if row.get(column) is None else str(row.get(column)).strip() for row in draft.rows
-        ]  # "none" is a norm
-        seen = sorted(set(words) - {""})
-        if size is None or plain(column) not in KNOBS or plain(column) in MODELS or len(seen) < 2 or any(is_number(one) for one in seen):  # fmt: skip
-            continue
-        each = [draft.values[size][[word == one for word in words]] for one in seen]
-        ranges = sorted((float(v.min()), float(v.max())) for v in each)
-        if any(before[1] >= after[0] for before, after in pairwise(ranges)):
-            raise InputError(f'{column} varies too ({listed(seen, 5)}), so the table holds several series of optima: write where={{"{column}": {seen[0]!r}}}')  # fmt: skip
-        draft.notes.append(
-            f"{column} differs between the sizes ({listed(seen, 4)}): their optima need not lie on one line"
-        )
 
 
 def middle(draft: Draft, parts: Sequence[list[int]]) -> dict[str, Array]:

@@ -1,0 +1,156 @@
+"""What a law predicted of steps that are known, and the mixture of which a prediction is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mutransfer.predict.curve_fit import Posterior, sample
+from mutransfer.predict.curve_laws import CurveForm, features
+from mutransfer.predict.curve_rows import Rows
+
+Array = np.ndarray
+SHARES = (0.5, 0.6, 0.7, 0.8)
+LEAST_ROWS = 12
+BEYOND = 2.0  # mean square error, in units of what the law expects of itself, beyond which the law is taken to be wrong
+_HALVINGS = 50
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A loss at m steps: normals of mean (M, m) and deviation (M, m), one per draw, in nats. `law` (M, m): the law itself."""
+
+    mean: Array
+    deviation: Array
+    law: Array
+
+    def quantile(self, level: float) -> Array:
+        """(m,), by halving."""
+        from scipy.special import ndtr
+
+        deviation = np.maximum(self.deviation, 1e-12)
+        low, high = (self.mean - 9 * deviation).min(0), (self.mean + 9 * deviation).max(0)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            below = ndtr((middle - self.mean) / deviation).mean(0) < level
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        return (low + high) / 2
+
+    @property
+    def centre(self) -> Array:
+        """(m,): mean."""
+        return self.mean.mean(0)
+
+    @property
+    def spread(self) -> Array:
+        """(m,): standard deviation."""
+        return np.sqrt(self.mean.var(0) + (self.deviation**2).mean(0))
+
+
+def mixture(form: CurveForm, post: Posterior, area: Array, table: Array, distance: Array, origin: int | None, white: float) -> Mixture:  # fmt: skip
+    """The loss that would be logged at m steps. area (m,): S over that of the fitted rows; distance (m,): steps since the row after which
+    `origin` (number of an end) says how far off the run was, None for another run; white: variance of one logged row, relative."""
+    law = (features(form, area, table, post.z) * post.coefficients[:, None, :]).sum(-1)
+    law = np.maximum(law, 1e-3 * law.max())
+    slow = (1 - post.w)[:, None]
+    if origin is None:
+        left, variance = np.zeros_like(law), np.broadcast_to(slow, law.shape)
+    else:
+        a = np.exp(-np.maximum(distance, 0.0) / post.tau[:, None])
+        left = a * post.state[:, origin, None]
+        variance = slow * (1 - a * a) + a * a * post.variance[:, origin, None]
+    sigma = (post.sigma**2)[:, None]
+    return Mixture(law * (1 + left), law * np.sqrt(sigma * variance + np.maximum(sigma * post.w[:, None], white)), law)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One backtest: fitted up to step `until`, or without a run (`without`, its name). errors (h,): log L − log of the prediction at the hidden
+    rows' steps (h,); expected (h,): its deviation by the law; reach (h,): how far beyond the fitted, in spans of it."""
+
+    until: float
+    without: str
+    step: Array
+    errors: Array
+    expected: Array
+    reach: Array
+
+
+@dataclass(frozen=True)
+class CurveBacktest:
+    """All folds. error, expected: root mean square, relative; reach: mean."""
+
+    folds: tuple[Fold, ...]
+
+    @property
+    def error(self) -> float:
+        """Root mean square over folds."""
+        return float(np.sqrt(np.mean([(f.errors**2).mean() for f in self.folds])))
+
+    @property
+    def expected(self) -> float:
+        """What the law expects that to be, were it true."""
+        return float(np.sqrt(np.mean([(f.expected**2).mean() for f in self.folds])))
+
+    @property
+    def reach(self) -> float:
+        """Mean over the hidden rows, in spans of the fitted ones."""
+        return float(np.mean([f.reach.mean() for f in self.folds]))
+
+    @property
+    def misfit(self) -> float:
+        """√(error² − expected²) where the errors are larger than the law explains, else 0."""
+        return float(np.sqrt(self.error**2 - self.expected**2)) if self.error**2 > BEYOND * self.expected**2 else 0.0
+
+    def misfit_at(self, reach: Array) -> Array:
+        """At a distance beyond what is fitted, as in `backtest.Backtest`."""
+        return self.misfit * np.sqrt(1 + (reach / max(self.reach, 1e-9)) ** 2)
+
+
+def curve_backtest(rows: Rows, names: tuple[str, ...], seed: int = 0) -> CurveBacktest | None:
+    """Fit the first half, 60, 70, 80 % of the fitted steps and predict the rest; with several runs, also each from the others alone."""
+    folds: list[Fold] = []
+    first, last = float(rows.step.min()), float(rows.step.max())
+    for share in SHARES:
+        until = first + share * (last - first)
+        folds += _fold(rows, rows.step <= until, until, "", seed)
+    parents = set(rows.run[rows.parent[(rows.parent >= 0) & (rows.run[rows.parent] != rows.run)]].tolist())
+    every = np.unique(rows.run)
+    if len(every) > 1:
+        for run in every:
+            if run not in parents:
+                folds += _fold(rows, rows.run != run, last, names[run], seed)
+    return CurveBacktest(tuple(folds)) if folds else None
+
+
+def _fold(rows: Rows, inside: Array, until: float, without: str, seed: int) -> list[Fold]:
+    hidden = np.flatnonzero(~inside)
+    if inside.sum() < LEAST_ROWS or len(hidden) < 3:
+        return []
+    # the row of the fitted part after which each hidden one goes on
+    origin = np.full(len(rows), -1)
+    for i in range(len(rows)):
+        p = rows.parent[i]
+        origin[i] = i if inside[i] else -1 if p < 0 else origin[p]
+    place = np.cumsum(inside) - 1
+    part = rows.take(inside)
+    ends = sorted({int(place[origin[i]]) for i in hidden if origin[i] >= 0})
+    post = sample(part.evidence(ends or [len(part) - 1]), seed)
+    scale, span = part.area.max(), max(float(np.ptp(part.step)), 1.0)
+    found = []
+    for start in np.unique(origin[hidden]):
+        index = hidden[origin[hidden] == start]
+        number = None if start < 0 else ends.index(int(place[start]))
+        distance = rows.step[index] - (rows.step[start] if start >= 0 else 0.0)
+        # hidden rows are means of several logged ones: no more white noise than the fit has seen
+        seen = mixture(rows.form, post, rows.area[index] / scale, rows.table[..., index], distance, number, 0.0)
+        found.append((index, np.log(rows.loss[index] / seen.centre), seen.spread / seen.centre))
+    index = np.concatenate([f[0] for f in found])
+    order = np.argsort(index)
+    index = index[order]
+    errors, expected = (np.concatenate([f[i] for f in found])[order] for i in (1, 2))
+    reach = np.maximum(rows.step[index] - part.step.max(), 0.0) / span
+    if without:  # another schedule is as far away as half of what was seen
+        reach = np.maximum(reach, 0.5)
+    return [Fold(until, without, rows.step[index], errors, expected, reach)]

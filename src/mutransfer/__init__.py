@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from mutransfer.optimizers import register_optimizer as register_optimizer
     from mutransfer.plans import Plan as Plan
     from mutransfer.plans import PlanError as PlanError
+    from mutransfer.predict import LossLaw as LossLaw
+    from mutransfer.predict import Prediction as Prediction
+    from mutransfer.predict import fit_loss as fit_loss
     from mutransfer.recipes import RECIPES as RECIPES
     from mutransfer.verdict import Verdict as Verdict
     from mutransfer.verdict import transfer_verdict as transfer_verdict
@@ -40,6 +43,9 @@ _HOME = {
     "transfer_verdict": "verdict",
     "transfer_verdicts": "verdict",
     "Verdict": "verdict",
+    "fit_loss": "predict",
+    "LossLaw": "predict",
+    "Prediction": "predict",
 }
 _MODULES = ("testing",)
 

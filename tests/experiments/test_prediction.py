@@ -163,6 +163,8 @@ TINY = Setting(
 def test_the_experiment_runs_writes_its_page_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mutransfer.sweep.cost._TIMED", 2)  # how long the runs will take is not the question
+
     def once() -> dict[str, Any]:
         return run(lambda size: TINY, "small", tmp_path, Options(workers=1))
 

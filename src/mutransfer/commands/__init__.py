@@ -15,6 +15,7 @@ from mutransfer.commands.experiments import Experiments
 from mutransfer.commands.export import Export
 from mutransfer.commands.generate import Generate
 from mutransfer.commands.plan import Plan
+from mutransfer.commands.predict import Predict
 from mutransfer.commands.quickstart import Quickstart
 from mutransfer.commands.report import Report
 from mutransfer.commands.sweep import Sweep
@@ -29,6 +30,7 @@ COMMANDS = {
     "sweep": Sweep,
     "export": Export,
     "verdict": Verdict,
+    "predict": Predict,
     "report": Report,
     "budget": Budget,
     "evaluate": Evaluate,
@@ -46,6 +48,7 @@ Command = (
     | Annotated[Sweep, subcommand("sweep", description=Sweep.summary)]
     | Annotated[Export, subcommand("export", description=Export.summary)]
     | Annotated[Verdict, subcommand("verdict", description=Verdict.summary)]
+    | Annotated[Predict, subcommand("predict", description=Predict.summary)]
     | Annotated[Report, subcommand("report", description=Report.summary)]
     | Annotated[Budget, subcommand("budget", description=Budget.summary)]
     | Annotated[Evaluate, subcommand("evaluate", description=Evaluate.summary)]

@@ -76,6 +76,17 @@ def test_the_verdict_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert scope["verdict"].status == "HOLDS" and scope["verdict"].drift.low <= 0 <= scope["verdict"].drift.high
 
 
+def test_the_prediction_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = [1e6, 2e6, 5e6, 1e7, 2e7, 5e7, 1e8, 2e8]
+    lines = [f"{n:.0f},{2 + 900 * n**-0.4 + 0.002 * (-1) ** i}" for i, n in enumerate(sizes)]
+    (tmp_path / "runs.csv").write_text("\n".join(["params,loss", *lines]))
+    scope: dict[str, Any] = {"mt": mt}
+    exec(compile(BLOCKS[3], "README.md", "exec"), scope)
+    truth = 2 + 900 * 1.4e9**-0.4
+    assert scope["p"].low < truth < scope["p"].high
+
+
 def test_every_file_that_the_readme_names_exists() -> None:
     text = README.read_text(encoding="utf-8")
     package = README.parent / "src" / "mutransfer"

@@ -40,12 +40,12 @@ _HOME = {
     "coord_check": "check",
     "CheckReport": "check",
     "evaluate_text": "evaluate",
-    "transfer_verdict": "verdict",
-    "transfer_verdicts": "verdict",
-    "Verdict": "verdict",
     "fit_loss": "predict",
     "LossLaw": "predict",
     "Prediction": "predict",
+    "transfer_verdict": "verdict",
+    "transfer_verdicts": "verdict",
+    "Verdict": "verdict",
 }
 _MODULES = ("testing",)
 

@@ -163,8 +163,8 @@ def test_without_the_package_one_line_says_so(tmp_path: Path, monkeypatch: pytes
 @needs_transformers
 @pytest.mark.filterwarnings("ignore")  # theirs
 def test_a_saved_gpt2_is_charged_what_a_pass_per_token_charges(tmp_path: Path) -> None:
-    import tokenizers
-    import transformers
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
 
     letters = tokenizers.Tokenizer(tokenizers.models.BPE())
     letters.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from mutransfer.build import plan
+from mutransfer.commands.output import finite
 from mutransfer.experiments import EXPERIMENTS, SIZES
 from mutransfer.experiments.grid import Grid, Variant
 from mutransfer.experiments.prediction import Outcome, Setting, config, draw, listed, reveal_all, run, words
 from mutransfer.predict import fit_loss
+from mutransfer.report import prediction_section
 from mutransfer.sweep import Options
 from mutransfer.sweep.wanted import without_base
 from mutransfer.train import RunConfig
@@ -134,6 +136,8 @@ def test_a_hidden_run_that_diverged_was_not_predicted() -> None:
     assert [math.isinf(one.loss) for one in found.found["μP"].revealed] == [False, True]
     assert "width 160" in words(found) and "diverged (1 of 2)" in words(found)
     assert draw(found)[0][1].startswith(b"\x89PNG")
+    json.dumps(finite(found.to_dict()), allow_nan=False)
+    assert "inf" in prediction_section(found.found["μP"]).tables[0].rows[-1]
 
 
 def test_without_a_law_the_reason_is_said_and_the_experiment_fails() -> None:

@@ -49,8 +49,8 @@ class Setting:
 def config(size: str) -> Setting:
     """12 layers, base width 256, 20,000 updates, widths 128 … 896 and 1024 … 3072 hidden; small: widths 32 … 112, 128 and 160 hidden.
 
-    The small runs are six times as long as the other small experiments': before that a model of this size learns to look back at the text, at
-    another update with every seed, and two seeds of one width differ by more than two widths do. 2^-6 is the best rate of width 32 (of powers of two).
+    The small runs are six times as long as those of the other small experiments: in between the loss falls steeply, at another update with every
+    seed, and two seeds of one width differ by more than two widths do. 2^-6 is the best rate of width 32 (of powers of two) at this length, too.
     """
     if size == "small":
         run, widths, seeds, lr = (
@@ -223,7 +223,7 @@ def draw(found: Outcome) -> list[Picture]:
 
 def _page(out: Path, size: str, found: Outcome, pictures: list[Picture]) -> None:
     from mutransfer.commands.output import command_line
-    from mutransfer.report import Provenance, Section, write_page
+    from mutransfer.report import Provenance, Section, prediction_section, write_page
 
     grid = found.setting.grid
     sections = [
@@ -239,10 +239,7 @@ def _page(out: Path, size: str, found: Outcome, pictures: list[Picture]) -> None
             pictures=tuple((data, text) for _, data, text in pictures),
             tables=(_table(found),),
         ),
-        *(
-            Section(name, verdict=found.status(name), fixed=one.words(), folded="the law in words, and without each of the fitted sizes")
-            for name, one in found.found.items()
-        ),
+        *(replace(prediction_section(one, name), verdict=found.status(name)) for name, one in found.found.items()),
         Section("The grid", fixed=json.dumps(grid.to_dict(), indent=1, ensure_ascii=False), folded="every field of it"),
     ]  # fmt: skip
     facts = Provenance.now(command_line(), data=str(grid.run["data"]), seeds=", ".join(map(str, grid.seeds)))

@@ -21,6 +21,7 @@ from mutransfer.predict.units import quantity
 
 MOST = 100  # targets at once
 SMALLEST = 1e3  # a target so many times below the smallest run is a slip: 1 for 1B
+SPREAD = 0.1  # of log size about a power of the compute, up to which the compute says it all
 CLOSE = 0.05  # what follows from the law's variables is the same as what was typed, up to this
 EXAMPLE = "write NAME=VALUE, such as params=1.4e9 tokens=30B"
 
@@ -171,11 +172,29 @@ def _used(name: str, target: Mapping[str, float], variables: Sequence[str]) -> b
 def _alone(points: Points, given: set[str], law: str | None) -> tuple[str, ...]:
     """The variable of a law over what the target gives, where that is no size."""
     usable = [name for name in ("tokens", "compute", "steps", "batch") if name in given]
-    if len(usable) == 1 and usable[0] in points.variables and (law is None or LAWS[law].variables in (0, 1)):
-        return (usable[0],)
     sizes = [family[0] for family in families(points)]
-    able = f"{' or '.join(sizes)}" if sizes else "over=, which names the law's variables"
-    raise InputError(f"--target gives {' and '.join(sorted(given))} and no size: write {able}{'=VALUE too' if sizes else ''}")  # fmt: skip
+    if len(usable) == 1 and usable[0] in points.variables and (law is None or LAWS[law].variables in (0, 1)):
+        free = [name for name in sizes if not _follows(points, name, usable[0])]
+        if not free:
+            return (usable[0],)
+        said = f"and {free[0]} varies beside it"
+        if usable[0] == "compute":
+            said += " (mutransfer budget finds the best size and tokens of a budget)"
+    else:
+        said = "and no size"
+    able = (
+        f"write {' or '.join(f'{name}=VALUE' for name in sizes)} too"
+        if sizes
+        else "name the law's variables with over="
+    )
+    raise InputError(f"--target gives {' and '.join(sorted(given))} {said}: {able}")
+
+
+def _follows(points: Points, name: str, other: str) -> bool:
+    """Whether a variable goes with another as a power of it, up to a tenth."""
+    x, y = (np.log(points.variables[one]) for one in (other, name))
+    slope, *_ = np.linalg.lstsq(np.stack([x, np.ones(len(x))], 1), y, rcond=None)
+    return bool(np.std(y - slope[0] * x - slope[1]) < SPREAD)
 
 
 def _no_size(points: Points, sizes: Sequence[str], among: Sequence[str] | None) -> str:
@@ -211,4 +230,6 @@ def _check_extra(points: Points, name: str, value: float, at: Mapping[str, float
             if abs(value / follows - 1) > CLOSE:
                 raise InputError(f"--target {name}={value:g}: in the runs {name} follows from {over}, which would give {follows:.4g}; leave it out, or add runs that vary it alone")  # fmt: skip
             return
+    if name not in points.variables:
+        raise InputError(f"--target {name}={value:g}: the table has no {name}, so nothing says what it does; leave it out, or name its column in columns=")  # fmt: skip
     raise InputError(f"--target {name}={value:g}: the law is over {over}, to which {name} says nothing; leave it out, or name it in over=")  # fmt: skip

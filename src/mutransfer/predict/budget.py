@@ -20,6 +20,7 @@ from mutransfer.predict.target import Reaching, size_for
 from mutransfer.verdict.estimate import Estimate
 
 REACHED, UNDECIDED = 0, 3
+TELLING = 0.4  # an interval of an exponent that is wider says nothing: without any data it lies between 0 and 1
 DECADES = (1.0, 10.0, 100.0)  # budgets shown where none is given, times the power of ten above the largest fitted run
 
 
@@ -175,7 +176,9 @@ def agreement(curves: IsoFlop, front: Frontier) -> str:
     gap = abs(two.value - three.value)
     reach = math.hypot(*((e.high - e.low) / 2 for e in (two, three)))
     said = (
-        "they agree"
+        "the curves tell too little to compare"
+        if two.high - two.low > TELLING
+        else "they agree"
         if gap <= reach
         else "they differ by more than their intervals explain: the law's shape or some minima are off, and the frontier far away with them"
     )

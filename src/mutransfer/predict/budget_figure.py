@@ -182,7 +182,7 @@ def _losses(axes: Axes, found: Budgets, front: Frontier, table: tuple[Optimum, .
                 color=INK,
                 lw=1.0,
                 ls=":",
-                label=f"{wanted.limit_name} {wanted.limit.value:.3g}"[:40],
+                label=_limit(wanted),
             )
             best.append(wanted.limit.value)
     low = min(best)
@@ -221,7 +221,7 @@ def _curves(axes: Axes, curves: IsoFlop) -> None:
             )
             axes.plot(b.size.value, height, "o", mfc="white", mec="black", ms=5.5, zorder=6)
     axes.set_xscale("log")
-    every = curves.points.variables[curves.variable]
+    every = np.concatenate([curves.levelled(b)[0] for b in curves.budgets])
     axes.set_xlim(every.min() / 1.4, every.max() * 1.4)
     floor = min(float(from_nats(b.loss, unit)) for b in curves.used)
     axes.set_ylim(floor - 0.04 * (max(tops) - floor), max(tops) + 0.03 * (max(tops) - floor))
@@ -259,7 +259,7 @@ def _one(axes: Axes, found: Budgets) -> None:
         ends += [q for q in (e.value, e.low, e.high) if np.isfinite(q) and q < 1e6 * ends[1]]
     if found.runs is not None:
         ends += [found.runs.target.at[name], *(run.at[name] for run in found.runs.runs)]
-    x = np.geomspace(min(ends) / 1.2, max(ends) * 1.2, 14)
+    x = np.geomspace(min(ends) / 1.2, max(ends) * 1.2, 80)
     known = law.predict_many([{name: float(q)} for q in x])
     loss = np.asarray(from_nats(law.points.loss, law.unit))
     axes.plot(v, loss, "o", color=GREY, ms=5, label="runs", zorder=4)
@@ -287,7 +287,7 @@ def _one(axes: Axes, found: Budgets) -> None:
                 color=INK,
                 lw=1.0,
                 ls=":",
-                label=f"{wanted.limit_name} {wanted.limit.value:.3g}"[:40],
+                label=_limit(wanted),
             )
     if found.runs is not None:
         target = found.runs.target
@@ -347,6 +347,12 @@ def _widths(axes: Axes, runs: NextRuns) -> None:
     axes.set_ylabel("half width of the interval at the target, %")
     axes.set_title("what the next runs bring", color=INK, fontsize=11)
     axes.legend(frameon=False, fontsize=9, loc="lower left")
+
+
+def _limit(wanted: Reaching) -> str:
+    """What the dotted line is: E 1.81, or the limit where tokens are held."""
+    assert wanted.limit is not None
+    return f"{wanted.limit_name if len(wanted.limit_name) < 4 else 'limit'} {wanted.limit.value:.3g}"
 
 
 def _short(cost: float) -> str:

@@ -123,7 +123,7 @@ CURVE_LAWS: Mapping[str, CurveForm] = {
         CurveForm(
             "annealing", "L = L0 + A·S1^(-α) − C·S2,  S1 = Σ lr_i,  S2 = Σ_{i≤s} Σ_{k≤i} (lr_{k-1} − lr_k)·λ^(i-k)",
             "the LR of every step; one run whose LR has begun to fall, else what the decay brings is a guess", "Tissue, Wang & Wang 2408.11029",
-            ("log(1-λ)",), (np.log(np.geomspace(1e-4, 0.3, 25)),), ((np.log(1e-3), 1.5),), _annealed, _raw_annealing,
+            ("log(1-λ)",), (np.log(np.geomspace(1e-4, 0.3, 25)),), ((np.log(2e-3), 1.5),), _annealed, _raw_annealing,
         ),
         CurveForm(
             "multi-power", "L = L0 + A·S1^(-α) − B·Σ_k (lr_{k-1} − lr_k)·(1 − (1 + C·lr_k^(-γ)·Σ_{i=k..s} lr_i)^(-β))",

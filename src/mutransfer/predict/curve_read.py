@@ -96,7 +96,7 @@ def read_runs(
     if not found:
         raise InputError(f"no run has a finite {column}")
     if rate and "log" in plain(rate):
-        raise InputError(f"{rate} is a logarithm: write the learning rate itself, columns={{\"lr\": …}}")
+        raise InputError(f'{rate} is a logarithm: write the learning rate itself, columns={{"lr": …}}')
     where_read = {"step": step, "loss": column, **({"lr": rate} if rate else {}), **({"run": told} if told else {})}
     return Curves(_branches(found, notes), unit, where_read, tuple(dict.fromkeys(notes)))
 

@@ -52,7 +52,7 @@ def draw_prediction(outcomes: Mapping[str, Outcome], format: str = "png") -> byt
     single = all(len(one.law.variables) == 1 for one in outcomes.values())
     count = len(outcomes)
     if single:
-        figure = Figure(figsize=(7.6 if count == 1 else 5.6 * count, 5.6), layout="constrained")
+        figure = Figure(figsize=(7.6 if count == 1 else 5.1 * count, 5.4), layout="constrained")
         panels = figure.subplots(
             2, count, squeeze=False, sharex="col", sharey="row", gridspec_kw={"height_ratios": [3.2, 1]}
         )
@@ -62,7 +62,7 @@ def draw_prediction(outcomes: Mapping[str, Outcome], format: str = "png") -> byt
         panels[0][0].set_ylabel(_loss_title(next(iter(outcomes.values())).law))
         panels[1][0].set_ylabel("actual from\nthe law, %")
     else:
-        figure = Figure(figsize=(11.5, 5.4 * count), layout="constrained")
+        figure = Figure(figsize=(10.2, 5.0 * count), layout="constrained")
         for part, (name, outcome) in zip(figure.subfigures(count, 1, squeeze=False)[:, 0], outcomes.items(), strict=True):  # fmt: skip
             grid = part.add_gridspec(2, 2, width_ratios=[1.35, 1], height_ratios=[2.4, 1])
             actual = part.add_subplot(grid[0, 1])

@@ -77,7 +77,7 @@ class Frontier:
     @cached_property
     def exponents(self) -> dict[str, Estimate]:
         """a and b of N_opt ∝ C^a, D_opt ∝ C^b."""
-        one, every = self._terms(self.law.fit.u[None]), self._terms(self._drawn)
+        one, every = self._terms(self.law.fit.u[None]), self._terms(self.drawn)
         core = self._terms(self.law.fit.core[None])
 
         def of(part: Any) -> Estimate:
@@ -110,7 +110,7 @@ class Frontier:
                 raise InputError(f"compute={value!r}: write a budget in FLOPs, such as 1e21")
         log_c = np.log(np.array([float(c) for c in computes]))
         found = {}
-        for who, u in (("one", self.law.fit.u[None]), ("core", self.law.fit.core[None]), ("all", self._drawn)):
+        for who, u in (("one", self.law.fit.u[None]), ("core", self.law.fit.core[None]), ("all", self.drawn)):
             found[who] = self.optimal(u, log_c)
         n = self._estimates({who: f[0] for who, f in found.items()})
         d = self._estimates({who: f[1] for who, f in found.items()})
@@ -163,7 +163,8 @@ class Frontier:
         return out_n, out_l
 
     @property
-    def _drawn(self) -> Array:
+    def drawn(self) -> Array:
+        """Parameters (B, p) of the draws that intervals rest on."""
         return self.draws.u if self.closed else self.draws.u[:SUBSET]
 
     @cached_property
@@ -171,8 +172,8 @@ class Frontier:
         """What each draw's deviation counts (B,): few residuals that happen to be small make a narrow fit, so a draw is measured by its own scale."""
         scatter = self.law.fit.scatter
         if scatter <= 0:
-            return np.ones(len(self._drawn))
-        return scatter / np.maximum(self.draws.scale[: len(self._drawn)], max(0.2 * scatter, 1e-300))
+            return np.ones(len(self.drawn))
+        return scatter / np.maximum(self.draws.scale[: len(self.drawn)], max(0.2 * scatter, 1e-300))
 
     def _estimate(self, one: Array, core: Array, every: Array) -> list[Estimate]:
         """Values (1, m), about (1, m), draws (B, m) -> m estimates."""

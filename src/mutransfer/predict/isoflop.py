@@ -186,6 +186,8 @@ def isoflop(rows: Any, *, size: str | None = None, tolerance: float = TOLERANCE,
             raise InputError(
                 f"isoFLOP curves need {needed}, which the table does not have: name its column, columns={{{needed!r}: …}}"
             )
+    if "unique_tokens" in points.variables:  # a budget that is spent on repeated tokens buys less
+        points = points.select(points.variables["unique_tokens"] >= 0.99 * points.variables["tokens"])
     groups, unused = _groups(points, chosen, tolerance)
     if len(groups) < 2:
         raise InputError(

@@ -106,39 +106,49 @@ class NextRuns:
 
 @dataclass(frozen=True)
 class _Design:
-    """The law's error at the target (place 0) and at m − 1 candidates: `k` (m, m) covariance in log loss; `noise` (m,): variance of a run, `again` (m,): runs already there
-    (where places, not runs, are fitted); `cost` (m,), `growth` (m,); `now`, `bend`, `fixed`: see `_bent`."""
+    """The law's error at the target (place 0) and at m − 1 candidates: `k` (m, m) its covariance in log loss; `there` (m,): fitted runs at the place; `cost`, `growth` (m,);
+    `target`: growth there; `bend`: how much wider the interval is there than the gradients alone make it."""
 
     law: LossLaw
     level: float
     k: Array
-    noise: Array
+    there: Array
     cost: Array
     growth: Array
-    frees: Array
     target: float
     bend: float
 
     def widths(self, chosen: Sequence[int]) -> Array:
         """Expected half width in log loss (m,) when each candidate is run in addition to `chosen`; at place 0, the target, when nothing is."""
-        k = self._after(chosen)
-        gain = k[0] ** 2 / (np.diag(k) + self.noise)
-        gain[0] = 0.0
-        left = np.maximum(k[0, 0] - gain, 0.0)
         fit = self.law.fit
-        dof = fit.dof + self.frees[list(chosen)].sum() + self.frees
-        dof[0] -= self.frees[0]
-        t = np.array([student(self.level, round(v)) for v in np.unique(dof)])[np.unique(dof, return_inverse=True)[1]]
-        # what the parabola leaves out shrinks with what it says
+        k, dof, there = self.k, float(fit.dof), self.there.copy()
+        for j in chosen:
+            noise, free = self._noise(there[j])
+            k = k - np.outer(k[:, j], k[j]) / (k[j, j] + noise)
+            dof += float(free)
+            there[j] += 1
+        noise, free = self._noise(there)
+        gain = k[0] ** 2 / (np.diag(k) + noise)
+        gain[0] = free[0] = 0.0
+        left = np.maximum(k[0, 0] - gain, 0.0)
+        degrees, which = np.unique(dof + free, return_inverse=True)
+        t = np.array([student(self.level, round(v)) for v in degrees])[which]
+        # what the gradients leave out shrinks with what they say
         bent = left * (1 + (self.bend - 1) * left / max(self.k[0, 0], 1e-300))
         own = fit.sigma**2 + fit.repeats.spread**2
         return np.sqrt(t**2 * (bent + own) + self._misfit(chosen) ** 2)
 
-    def _after(self, chosen: Sequence[int]) -> Array:
-        k = self.k
-        for j in chosen:
-            k = k - np.outer(k[:, j], k[j]) / (k[j, j] + self.noise[j])
-        return k
+    def _noise(self, there: Array) -> tuple[Array, Array]:
+        """(variance with which one more run tells the law at a place with so many, degrees of freedom that it adds)."""
+        fit = self.law.fit
+        if not any(len(rows) > 1 for rows in fit.rows):
+            return np.full(np.shape(there), fit.sigma**2), np.ones(np.shape(there))
+        # the sizes' means are fitted: a repetition makes one mean better, by what is within sizes alone
+        s2, pure = max(fit.scatter, 1e-9) ** 2, fit.repeats.pure**2
+        between = max(fit.sigma**2 - pure, 1e-3 * s2)
+        runs = np.maximum(there, 1)
+        more = 1 / (between + pure / (runs + 1)) - 1 / (between + pure / runs)
+        return np.where(there > 0, 1 / np.maximum(more, 1e-9 / s2), between + pure), np.where(there > 0, 0.0, 1.0)
 
     def _misfit(self, chosen: Sequence[int]) -> Array:
         test = self.law.backtest
@@ -248,16 +258,10 @@ def _designed(law: LossLaw, target: Prediction, places: Array, repeated: Array, 
     prior = s2 / ((high - low)[free] / 4) ** 2
     covariance = s2 * np.linalg.inv(jacobian.T @ jacobian + np.diag(prior))
     k = gradients @ covariance @ gradients.T
-    noise, frees = np.full(len(every), fit.sigma**2), np.ones(len(every))
-    means = fit.lack_of_fit is not None and any(len(rows) > 1 for rows in fit.rows)
-    if means:  # the sizes' means are fitted: a repetition makes one mean better, by what is within sizes alone
-        pure = fit.repeats.pure**2
-        between = max(fit.sigma**2 - pure, 1e-3 * s2)
-        counts = {tuple(np.round(fit.x[:, i], 3)): len(rows) for i, rows in enumerate(fit.rows)}
-        for i in np.flatnonzero(repeated) + 1:
-            m = counts.get(tuple(np.round(x[:, i], 3)), 1)
-            more = s2 / (between + pure / (m + 1)) - s2 / (between + pure / m)
-            noise[i], frees[i] = s2 / max(more, 1e-9), 0.0
+    own = cells(np.concatenate([fit.x, x[:, 1:][:, repeated]], axis=1))
+    runs = np.bincount(own[: len(fit.y)], [len(rows) for rows in fit.rows], minlength=int(own.max()) + 1)
+    there = np.zeros(len(every))
+    there[np.flatnonzero(repeated) + 1] = runs[own[len(fit.y) :]]
     price = cost.of({name: every[:, v] for v, name in enumerate(law.variables)})
     # bend: how much wider the profile is than the parabola, at the target
     t = student(level, fit.dof)
@@ -266,7 +270,7 @@ def _designed(law: LossLaw, target: Prediction, places: Array, repeated: Array, 
     present = _log_width(law, target)
     shape = (present**2 - misfit**2) / t**2 - fit.sigma**2 - fit.repeats.spread**2
     bend = float(np.clip(shape / max(float(k[0, 0]), 1e-300), 0.3, 30.0)) if np.isfinite(shape) and shape > 0 else 1.0
-    return _Design(law, level, k, noise, price, growth(fit, x), frees, float(growth(fit, x)[0]), bend)
+    return _Design(law, level, k, there, price, growth(fit, x), float(growth(fit, x)[0]), bend)
 
 
 def _choose(design: _Design, spend: float, most: int) -> list[int]:

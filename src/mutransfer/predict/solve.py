@@ -62,18 +62,19 @@ def search(problem: Problem, y: Array, most: int = RESTARTS) -> Array:
     k = len(law.coefficients)
     log_c = np.zeros((len(mesh), k))
     outer = np.ones(len(mesh)) if law.outer is None else law.outer(mesh)
-    target = np.exp(np.clip(y / outer[:, None], -600, 600))  # (G, n): loss^(1/p)
-    errors = np.empty(len(mesh))
-    coefficients = np.empty((len(mesh), k))
+    target = y / outer[:, None]  # (G, n): the logarithm of loss^(1/p)
+    errors, log_coefficients = np.empty(len(mesh)), np.empty((len(mesh), k))
     step = max(1, _CHUNK // max(1, k * len(y)))
     for i in range(0, len(mesh), step):
         part = slice(i, i + step)
-        phi = np.exp(law.log_terms(mesh[part], x, log_c[part])) / target[part, None, :]
-        errors[part], coefficients[part] = _nonnegative(phi, problem.weights)
+        logs = law.log_terms(mesh[part], x, log_c[part]) - target[part, None, :]
+        top = logs.max(-1)  # every term is 1 at its largest: nothing overflows
+        errors[part], coefficients = _nonnegative(np.exp(logs - top[..., None]), problem.weights)
+        log_coefficients[part] = np.log(np.maximum(coefficients, 1e-300)) - top
     errors = errors * outer**2  # the residual is in loss^(1/p)
     order = _local_minima(errors.reshape([len(a) for a in axes]), most)
-    tiny = np.exp(problem.bounds(y)[0][:k])
-    return np.concatenate([np.log(np.maximum(coefficients[order], tiny)), mesh[order]], axis=1)
+    tiny = problem.bounds(y)[0][:k]
+    return np.concatenate([np.maximum(log_coefficients[order], tiny), mesh[order]], axis=1)
 
 
 def _nonnegative(phi: Array, weights: Array) -> tuple[Array, Array]:

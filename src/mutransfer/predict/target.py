@@ -21,7 +21,7 @@ from mutransfer.predict.backtest import reach
 from mutransfer.predict.costs import FACTOR, cost_of
 from mutransfer.predict.forecast import FOLDS, LossLaw
 from mutransfer.predict.frontier import Frontier, frontier
-from mutransfer.predict.intervals import objective, parameter_interval, student
+from mutransfer.predict.intervals import CLOSE, objective, parameter_interval, student
 from mutransfer.predict.solve import Problem, refine
 from mutransfer.predict.telling import LONG
 from mutransfer.predict.units import from_nats, to_nats
@@ -30,6 +30,8 @@ from mutransfer.verdict.estimate import Estimate, central
 Array = np.ndarray
 FARTHEST = float(np.log(1e15))  # beyond this many times the largest fitted value a law is nothing but its limit
 NEAREST = float(np.log(1e3))
+WEIGHT = 100.0  # of the loss to be passed through, in runs: an infinite one makes the search stiff
+CAP = 3.0  # spans of the fitted runs: farther away the law's own error is unknown, and is not taken to grow on
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Reaching:
     level: float
     optimal: bool
     unit: str = "nats"
+    misfit: float = 0.0
+    """Of the law in its backtest, in log loss; it is part of the intervals."""
 
     @property
     def status(self) -> str:
@@ -72,7 +76,7 @@ class Reaching:
                 else ""
             )
             return head + f"{sizes} ({self.level:.0%}; {how}){far}"
-        doubt = f"{100 * (1 - self.share):.0f} % of the bootstrap fits never reach it"
+        doubt = f"{100 * (1 - self.share):.0f} % of the bootstrap fits{', with the misfit that the backtest shows,' if self.misfit else ''} never reach it"
         if not sizes:
             low = ", ".join(f"{name} {e.low:.4g}" for name, e in self.at.items() if np.isfinite(e.low))
             return head + f"the fit reaches it at no size, and no size below {low} does: {end or 'the law ends above it'}; {doubt} ({self.level:.0%})"  # fmt: skip
@@ -122,41 +126,38 @@ def _optimal(front: Frontier, loss: float, log_l: float) -> Reaching:
     low, high = (float(np.log(c)) for c in front.computes)
     grid = np.linspace(low - NEAREST, high + FARTHEST, 500 if front.closed else 90)
 
-    def solved(u: Array, wanted: Array) -> dict[str, Array]:
-        """log C, log N, log D (B,) at which each draw reaches its log loss; infinite where it never does."""
+    def solved(u: Array, error: Array) -> dict[str, Array]:
+        """log C, log N, log D (B,) at which each draw, its own error (B, m) along the budgets added, reaches the loss; infinite where it never does."""
         n, d, lowest = front.optimal(u, grid)
-        falling = np.minimum.accumulate(lowest, axis=1)
-        c = np.array([
-            np.interp(-w, -row, grid, right=np.inf) if row[-1] < row[0] else np.inf for w, row in zip(wanted, falling, strict=True)
-        ])  # fmt: skip
+        falling = np.minimum.accumulate(lowest + error, axis=1)
+        c = np.array([np.interp(-log_l, -row, grid, right=np.inf) for row in falling])
+        c[falling[:, -1] >= falling[:, 0]] = np.inf
         at = np.where(np.isfinite(c), c, grid[-1])
-        values = {"compute": c, front.size: n, "tokens": d}
+        values = {"compute": c}
         for name, rows in ((front.size, n), ("tokens", d)):
             found = np.array([np.interp(x, grid, row) for x, row in zip(at, rows, strict=True)])
             values[name] = np.where(np.isfinite(c), found, np.inf)
         return values
 
-    one = solved(law.fit.u[None], np.array([log_l]))
-    core = solved(law.fit.core[None], np.array([log_l]))
+    none = np.zeros(len(grid))
+    one, core = solved(law.fit.u[None], none), solved(law.fit.core[None], none)
     if one["compute"][0] <= grid[0] + 1e-9:
         raise InputError(f"loss={loss:g}: a thousandth of the smallest fitted run would reach it; write a lower one")
-    at = {name: float(v[0]) if np.isfinite(v[0]) else float(front.optimal(law.fit.u[None], grid[-1:])[i][0, 0])
-          for i, (name, v) in enumerate(((front.size, one[front.size]), ("tokens", one["tokens"])))}  # fmt: skip
-    far = float(reach(law.fit, front.place(at[front.size], at["tokens"]))[0])
-    drawn = front.law.draws.u if front.closed else front.draws.u
-    drawn = drawn[: len(front.units)]
-    error = np.zeros(len(drawn))
+    n, d, _ = (rows[0] for rows in front.optimal(law.fit.u[None], grid))
+    away = np.array([float(reach(law.fit, front.place(x, y))[0]) for x, y in zip(n, d, strict=True)])
+    drawn = front.drawn
+    error = np.zeros((len(drawn), len(grid)))
     if law.backtest is not None and law.backtest.misfit > 0:
         # the law's own error, as uncertain as the few folds make it
-        error = np.random.default_rng(law.seed).standard_t(FOLDS, len(drawn)) * float(
-            law.backtest.misfit_at(np.array(far))
-        )
-    every = solved(drawn, log_l - error)
+        times = np.random.default_rng(law.seed).standard_t(FOLDS, len(drawn))
+        error = times[:, None] * law.backtest.misfit_at(np.minimum(away, CAP))
+    every = solved(drawn, error)
+    far = float(np.interp(min(one["compute"][0], grid[-1]), grid, away))
     names = (front.size, "tokens", "compute")
     estimates = {name: _estimate(one[name][0], core[name][0], every[name], front.units, front.level) for name in names}
     share = float(np.isfinite(every["compute"]).mean())
     limit, title = _limit(law, front.level, None, front)
-    return Reaching(loss, estimates, {} if front.unique_tokens is None else {"unique_tokens": front.unique_tokens}, limit, title, share, far, front.level, True, law.unit)  # fmt: skip
+    return Reaching(loss, estimates, {} if front.unique_tokens is None else {"unique_tokens": front.unique_tokens}, limit, title, share, far, front.level, True, law.unit, _misfit(law))  # fmt: skip
 
 
 def _estimate(one: float, core: float, every: Array, units: Array, level: float) -> Estimate:
@@ -201,18 +202,25 @@ def _one(law: LossLaw, loss: float, log_l: float, free: str, fixed: dict[str, fl
     def crossing(end: float) -> float:
         """Where the score reaches 1 between the middle and `end`."""
         sign = np.sign(end - middle)
-        step, inner, outer = 0.1, middle, middle
+        step, inner, outer, above = 0.1, middle, middle, 0.0
+        below = 0.0 if np.isfinite(core) else score(place(np.array([middle])))
         while sign * (end - outer) > 1e-9:
             outer = middle + sign * min(step, abs(end - middle))
-            if score(place(np.array([outer]))) >= 1:
+            above = score(place(np.array([outer])))
+            if above >= 1:
                 break
-            inner, step = outer, step * 2.0
+            # the score is nearly proportional to the distance
+            inner, below, step = outer, above, step * float(np.clip(1.15 / max(above, 1e-9), 1.3, 8.0))
         else:
             return float("inf") * sign
-        for _ in range(9):
-            half = 0.5 * (inner + outer)
-            inner, outer = (inner, half) if score(place(np.array([half]))) >= 1 else (half, outer)
-        return 0.5 * (inner + outer)
+        for i in range(20):  # interpolated and halved by turns: far from the fit the score is anything but a line
+            share = 0.5 if i % 2 else float(np.clip((1 - below) / (above - below), 0.03, 0.97))
+            at = inner + (outer - inner) * share
+            value = score(place(np.array([at])))
+            inner, below, outer, above = (at, value, outer, above) if value < 1 else (inner, below, at, value)
+            if abs(value - 1) < 0.003 or abs(outer - inner) < 0.01:
+                break
+        return inner + (outer - inner) * (1 - below) / (above - below)
 
     if np.isfinite(core):
         ends = (max(crossing(low), low), crossing(high))
@@ -235,7 +243,7 @@ def _one(law: LossLaw, loss: float, log_l: float, free: str, fixed: dict[str, fl
     share = float(np.mean(fit.law.log_mean(draws, place(grid)).min(1) <= log_l))
     far = float(reach(fit, place(np.array([centre if np.isfinite(centre) else high])))[0])
     limit, title = _limit(law, level, place(np.array([high + 200.0])) if fixed else None, None)
-    return Reaching(loss, at, fixed, limit, title, share, far, level, False, law.unit)
+    return Reaching(loss, at, fixed, limit, title, share, far, level, False, law.unit, _misfit(law))
 
 
 def _score(law: LossLaw, log_l: float, guides: Array, level: float) -> Any:
@@ -243,7 +251,7 @@ def _score(law: LossLaw, log_l: float, guides: Array, level: float) -> Any:
     fit = law.fit
     base, s = objective(fit), max(fit.scatter, 1e-9)
     t = student(level, fit.dof)
-    held = np.append(np.ones(len(fit.y)), 1e6)
+    held = np.append(np.ones(len(fit.y)), WEIGHT)
     delta = np.append(fit.problem.delta, 1e3)
     y = np.append(fit.y, log_l)
 
@@ -251,17 +259,24 @@ def _score(law: LossLaw, log_l: float, guides: Array, level: float) -> Any:
         problem = Problem(fit.law, np.concatenate([fit.x, x], axis=1), delta, held)
         at = fit.law.log_mean(guides, x)[:, 0]
         near = guides[np.argsort(np.abs(at - log_l))[:2]]
-        found = refine(problem, y, np.concatenate([fit.core[None], near]), 80)
+        found = refine(problem, y, np.concatenate([fit.core[None], near]), 80, CLOSE)
         z = np.sqrt(max(2 * (float(found.objective.min()) - base), 0.0)) / s
         gap = abs(log_l - float(fit.log_loss(x, fit.core)[0]))
         misfit = 0.0
         if law.backtest is not None:
-            misfit = student(level, FOLDS) * float(law.backtest.misfit_at(reach(fit, x))[0])
-        if z <= 1e-12 or gap <= 1e-15:
+            misfit = student(level, FOLDS) * float(law.backtest.misfit_at(np.minimum(reach(fit, x), CAP))[0])
+        if z <= 1e-6 or gap <= 1e-12:
             return 0.0
-        return float(1 / np.sqrt((t / z) ** 2 + (misfit / gap) ** 2))
+        law_own = max(
+            (gap / z) ** 2 - s**2 / WEIGHT, 0.0
+        )  # variance of the law there, less what the finite weight adds
+        return gap / max(float(np.sqrt(t**2 * law_own + misfit**2)), 1e-300)
 
     return score
+
+
+def _misfit(law: LossLaw) -> float:
+    return 0.0 if law.backtest is None else law.backtest.misfit
 
 
 def _limit(law: LossLaw, level: float, far: Array | None, front: Frontier | None) -> tuple[Estimate | None, str]:
@@ -276,7 +291,7 @@ def _limit(law: LossLaw, level: float, far: Array | None, front: Frontier | None
     if far is None:
         assert front is not None
         grid = np.array([float(np.log(front.computes[1])) + FARTHEST])
-        every = front.optimal(front.draws.u[: len(front.units)], grid)[2][:, 0]
+        every = front.optimal(front.drawn, grid)[2][:, 0]
         one = float(front.optimal(fit.u[None], grid)[2][0, 0])
         name = f"the lowest loss with {front.unique_tokens:.3g} distinct tokens"
     else:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mutransfer.report.html import DPI
 from mutransfer.report.judged import Along
+from mutransfer.report.prediction import Foretold
 from mutransfer.report.runs import METRICS, Layout, Run
 from mutransfer.sweep.shown import shown, shown_lr
 
@@ -63,6 +64,19 @@ def drift(found: Along) -> list[Drawing]:
         alt = f"Log2 of the best learning rate against {found.axis}, with intervals: {', '.join(part)}"
         made.append(Drawing(name, alt, lambda format, part=part: draw_drift(part, format)))
     return made
+
+
+def law(found: Foretold) -> Drawing | None:
+    """The fitted laws of the first groups side by side; None where there is none."""
+    from mutransfer.predict.figure import draw_prediction
+
+    part = dict(list(found.outcomes.items())[:_ROW])
+    if not part:
+        return None
+    comparison = found.judged.comparison
+    name = "-".join(["law", comparison.axis, *(f"{k}{v}" for k, v in comparison.fixed.items())])
+    alt = f"Loss against {comparison.axis} with the fitted law: {', '.join(part)}"
+    return Drawing(name, alt, lambda format: draw_prediction(part, format))
 
 
 def best_curves(layout: Layout, found: Along) -> list[Drawing]:

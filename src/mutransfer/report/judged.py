@@ -73,7 +73,7 @@ def judge(layout: Layout, comparison: Comparison) -> Judged:
         if mixed:
             refused[label] = f"{', '.join(mixed)} varies among these runs: write --by {' '.join((*layout.by, *mixed))}"
             continue
-        rows = [_row(layout, comparison.axis, run) for run in runs]
+        rows = [sweep_row(layout, comparison.axis, run) for run in runs]
         try:
             verdicts[label] = transfer_verdict(
                 rows, size=comparison.axis, lr=layout.lr, loss=layout.metric, seed=layout.seed
@@ -83,7 +83,8 @@ def judge(layout: Layout, comparison: Comparison) -> Judged:
     return Judged(comparison, verdicts, refused)
 
 
-def _row(layout: Layout, axis: str, run: Run) -> dict[str, Any]:
+def sweep_row(layout: Layout, axis: str, run: Run) -> dict[str, Any]:
+    """A run as verdicts and laws take it: size, LR, seed, status and the metric."""
     assert layout.lr is not None
     row = {axis: run.fields.get(axis), layout.lr: run.fields.get(layout.lr), "status": run.status}
     if layout.seed is not None:

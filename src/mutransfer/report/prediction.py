@@ -73,7 +73,7 @@ def _backtest(outcome: Outcome) -> str:
 def _targets(outcome: Outcome) -> Table:
     names = outcome.law.variables
     rows = [
-        (*(f"{one.at[name]:.4g}" for name in names), f"{one.loss:.4f}", f"[{one.low:.4f}, {one.high:.4f}]", f"±{100 * one.half_width:.2g} %",
+        (*(f"{one.at[name]:.4g}" for name in names), f"{one.loss:.4f}", f"[{one.low:.4f}, {one.high:.4f}]", _minus(f"±{100 * one.half_width:.2g} %"),
          f"[{one.bootstrap[0]:.4f}, {one.bootstrap[1]:.4f}]", f"{one.reach:.2g}")
         for one in outcome.predictions
     ]  # fmt: skip
@@ -112,7 +112,8 @@ def _parameters(outcome: Outcome) -> Table:
 
 
 def _minus(text: str) -> str:
-    """A minus sign before numbers."""
+    """A minus sign before numbers, and no line break before per cent."""
+    text = text.replace(" %", "\N{NO-BREAK SPACE}%")
     return "".join("−" if c == "-" and text[i + 1 : i + 2].isdigit() and not text[i - 1 : i].isalnum() else c for i, c in enumerate(text))  # fmt: skip
 
 
@@ -162,9 +163,17 @@ def sweep_section(found: Foretold, picture: bytes | None, several: bool) -> Sect
     for label, one in found.outcomes.items():
         p, test = one.predictions[0], one.law.backtest
         remark = one.unjudged or telling.beyond(one.law, p) or ""
-        rows.append((label, f"{p.loss:.4f}", f"[{p.low:.4f}, {p.high:.4f}]", f"±{100 * p.half_width:.2g} %",
-                     "–" if test is None else f"{100 * test.error:.2g} %", named(one.dropped.ranked[0].at or {}) if one.dropped else "–", remark))  # fmt: skip
-    columns = ("", f"loss at {axis} {found.target:g}", "interval at 90%", "half width", "backtest error", "leans most on", "remark")
+        rows.append((label, f"{p.loss:.4f}", f"[{p.low:.4f}, {p.high:.4f}]", _minus(f"±{100 * p.half_width:.2g} %"),
+                     "–" if test is None else _minus(f"{100 * test.error:.2g} %"), named(one.dropped.ranked[0].at or {}) if one.dropped else "–", remark))  # fmt: skip
+    columns = (
+        "",
+        f"loss at {axis} {found.target:g}",
+        "interval at 90%",
+        "half width",
+        "backtest error",
+        "leans most on",
+        "remark",
+    )
     alt = f"Loss against {axis}, the fitted law with its interval and what it predicts"
     return Section(
         f"What a larger model will reach{where}", paragraphs=tuple(map(_minus, said)), pictures=() if picture is None else ((picture, alt),),

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mutransfer.report.figures import MOST_PICTURES, Drawing, all_curves, best_curves, drift, valleys
+from mutransfer.report.figures import MOST_PICTURES, Drawing, all_curves, best_curves, drift, law, valleys
 from mutransfer.report.html import Section, Table
 from mutransfer.report.judged import Along, Judged, along, answers, joined, judge, optima_table, regret_table
 from mutransfer.report.ledger import Ledger, clock
 from mutransfer.report.planned import plan_key, planned
+from mutransfer.report.prediction import Foretold, foretold, sweep_section
 from mutransfer.report.provenance import Provenance
 from mutransfer.report.runs import METRICS, TITLES, Layout, Run
 from mutransfer.report.sections import check_section
@@ -44,6 +45,11 @@ class SweepReport:
         """What it cost."""
         return Ledger.of(self.layout)
 
+    @cached_property
+    def foretold(self) -> tuple[Foretold, ...]:
+        """What the runs say of a larger size, where there are sizes enough."""
+        return tuple(foretold(self.layout, self.judged))
+
     def drawings(self) -> list[Drawing]:
         """Every picture of the page."""
         return [drawing for part in self._pictures for drawing in part]
@@ -53,6 +59,7 @@ class SweepReport:
         parts = [
             self._answer(),
             *self._transfer(draw),
+            *self._predictions(draw),
             *self._curves(draw),
             self._runs(),
             *self._checks(),
@@ -76,16 +83,24 @@ class SweepReport:
                 }
                 for one in self.judged
             ],
+            "predictions": [
+                {
+                    "axis": one.judged.comparison.axis, "fixed": dict(one.judged.comparison.fixed), "target": one.target,
+                    "laws": {label: outcome.to_dict() for label, outcome in one.outcomes.items()}, "no_law": dict(one.refused),
+                }
+                for one in self.foretold
+            ],
             "runs": dict(Counter(run.status for run in self.layout.sweep.runs)),
             "cost": self.ledger.to_dict(),
         }  # fmt: skip
 
     @cached_property
     def _pictures(self) -> tuple[list[Drawing], ...]:
-        """(valleys and drift of every comparison, loss curves)."""
+        """(valleys and drift of every comparison, laws, loss curves)."""
         transfer = [drawing for one in self.axes for drawing in (*valleys(one), *drift(one))]
+        laws = [drawing for drawing in map(law, self.foretold) if drawing is not None]
         curves = [drawing for one in self.axes for drawing in best_curves(self.layout, one)]
-        return transfer, curves + all_curves(self.layout, self.axes[0])  # the first axis shows every run
+        return transfer, laws, curves + all_curves(self.layout, self.axes[0])  # the first axis shows every run
 
     def _answer(self) -> Section:
         counts = Counter(run.status for run in self.layout.sweep.runs)
@@ -119,15 +134,23 @@ class SweepReport:
             )
         return parts
 
+    def _predictions(self, draw: Callable[[Drawing], bytes]) -> list[Section]:
+        parts = []
+        for one in self.foretold:
+            drawing = law(one)
+            picture = None if drawing is None else draw(drawing)
+            parts.append(sweep_section(one, picture, len(self.judged) > 1))
+        return parts
+
     def _curves(self, draw: Callable[[Drawing], bytes]) -> list[Section]:
-        if not self._pictures[1]:
+        if not self._pictures[2]:
             return []
         said = "First at the best learning rate of the grid, then at all of them: means over the seeds of the logged losses; crosses on the upper edge mark the step at which a run diverged."
         if len(self.axes[0].groups) > MOST_PICTURES:
             said += f" All learning rates are shown for {MOST_PICTURES} of {len(self.axes[0].groups)} groups."
         return [
             Section(
-                "Loss curves", paragraphs=(said,), pictures=tuple((draw(one), one.alt) for one in self._pictures[1])
+                "Loss curves", paragraphs=(said,), pictures=tuple((draw(one), one.alt) for one in self._pictures[2])
             )
         ]
 

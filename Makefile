@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 2
 .PHONY: quickstart test lint benchmarks benchmarks-long clean
 
 # Those that take longer than a few minutes: hundreds of models through the check, of runs, kills and simulated sweeps.
-LONG := $(addprefix benchmarks/,check_strangers.py check_variants.py adaptive_search.py sweep_kills.py verdict_coverage.py)
+LONG := $(addprefix benchmarks/,check_strangers.py check_variants.py adaptive_search.py sweep_kills.py verdict_coverage.py prediction_coverage.py)
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/mutransfer quickstart

@@ -9,6 +9,7 @@ from tyro.conf import subcommand
 
 from mutransfer.commands.budget import Budget
 from mutransfer.commands.check import Check
+from mutransfer.commands.curve import Curve
 from mutransfer.commands.data import Data, List, Prepare
 from mutransfer.commands.evaluate import Evaluate
 from mutransfer.commands.experiments import Experiments
@@ -31,6 +32,7 @@ COMMANDS = {
     "export": Export,
     "verdict": Verdict,
     "predict": Predict,
+    "curve": Curve,
     "report": Report,
     "budget": Budget,
     "evaluate": Evaluate,
@@ -49,6 +51,7 @@ Command = (
     | Annotated[Export, subcommand("export", description=Export.summary)]
     | Annotated[Verdict, subcommand("verdict", description=Verdict.summary)]
     | Annotated[Predict, subcommand("predict", description=Predict.summary)]
+    | Annotated[Curve, subcommand("curve", description=Curve.summary)]
     | Annotated[Report, subcommand("report", description=Report.summary)]
     | Annotated[Budget, subcommand("budget", description=Budget.summary)]
     | Annotated[Evaluate, subcommand("evaluate", description=Evaluate.summary)]

@@ -69,6 +69,7 @@ class Budget:
     def run(self) -> int:
         """Print what was asked in words (or JSON) and draw it. Returns 3 where a loss is not reachable, or perhaps not; else 0."""
         from mutransfer.commands.output import require_file, show_json
+        from mutransfer.commands.predict import text_pairs
         from mutransfer.predict.budget import plan_budget
         from mutransfer.predict.budget_figure import save_budget
         from mutransfer.predict.reading import read_points
@@ -84,7 +85,7 @@ class Budget:
         }  # fmt: skip
         narrow = self._target()
         columns, units, where = (
-            _pairs(option, given) for option, given in (("--columns", self.columns), ("--units", self.units), ("--where", self.where))
+            text_pairs(option, given) for option, given in (("--columns", self.columns), ("--units", self.units), ("--where", self.where))
         )  # fmt: skip
         points = read_points(
             self.table, columns=columns, units=units, where=where or None, loss=self.loss, loss_unit=self.loss_unit
@@ -144,15 +145,3 @@ def _number(option: str, text: str | None) -> float | None:
     if len(found) != 1:
         raise InputError(f"{option} {text!r}: write one number, such as 1e21")
     return found[0]
-
-
-def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for pair in given:
-        name, mark, value = pair.partition("=")
-        if not mark or not name or not value:
-            raise InputError(f"{option} {pair!r}: write NAME=VALUE")
-        if name in found:
-            raise InputError(f"{option} {pair!r}: {name} is given twice")
-        found[name] = value
-    return found

@@ -1,5 +1,6 @@
 """Loss prediction: what a larger run will reach, from a table of smaller ones, with intervals that can be believed."""
 
+from mutransfer.predict.budget import Budgets, plan_budget
 from mutransfer.predict.forecast import LossLaw, Prediction, fit_loss
 from mutransfer.predict.frontier import Frontier, Optimum, frontier
 from mutransfer.predict.isoflop import IsoFlop, isoflop
@@ -8,6 +9,7 @@ from mutransfer.predict.reading import read_points
 from mutransfer.predict.target import Reaching, size_for
 
 __all__ = [
+    "Budgets",
     "Frontier",
     "IsoFlop",
     "LossLaw",
@@ -19,6 +21,7 @@ __all__ = [
     "frontier",
     "isoflop",
     "next_runs",
+    "plan_budget",
     "read_points",
     "size_for",
 ]

@@ -63,7 +63,7 @@ class CurvePrediction:
 
 @dataclass(frozen=True)
 class Band:
-    """Predictions at many steps (m,), in the table's unit; `centre` is the median."""
+    """Predictions at many steps (m,), in the table's unit; `centre` is the median; shared: the share of their variance that neighbours have in common."""
 
     step: Array
     centre: Array
@@ -71,6 +71,7 @@ class Band:
     high: Array
     law_low: Array
     law_high: Array
+    shared: Array
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,13 @@ class Revealed:
 
     @property
     def holds(self) -> bool:
-        """Whether no more of them lie outside than the level allows: errors go together, so all of a curve may be off at once in one of ten."""
-        return self.inside >= self.level - 1e-9 or bool(len(self.step) < 3 and self.inside >= 0.5)
+        """Whether no more of them lie outside than the level allows: 1 − level of them, and what chance adds to that (one in twenty).
+
+        Errors of neighbours go together, so h losses are worth 1/(r + (1 − r)/h), r the share of variance that they have in common.
+        """
+        r = float(np.mean(self.band.shared))
+        worth = 1 / (r + (1 - r) / len(self.step))
+        return 1 - self.inside <= 1 - self.level + 1.64 * math.sqrt(self.level * (1 - self.level) / worth)
 
 
 @dataclass(frozen=True)
@@ -199,9 +205,9 @@ class CurveLaw:
         ends = [centre - np.hypot(centre - low, misfit), centre + np.hypot(high - centre, misfit),
                 centre - np.hypot(np.maximum(centre - law_low, 0), misfit), centre + np.hypot(np.maximum(law_high - centre, 0), misfit)]  # fmt: skip
         floor = 1e-3 * centre
-        return Band(
-            np.asarray(steps), *(np.asarray(from_nats(np.maximum(v, floor), self.unit)) for v in (centre, *ends))
-        )
+        shared = 1 - seen.white / (seen.spread**2 + (misfit / 2) ** 2)
+        shown = (np.asarray(from_nats(np.maximum(v, floor), self.unit)) for v in (centre, *ends))
+        return Band(np.asarray(steps), *shown, np.clip(shared, 0.0, 1.0))
 
     def origin(self, schedule: Schedule | None, run: Run) -> int | None:
         """The number of the end after which `run` goes on under this schedule; None where it is another run."""

@@ -13,6 +13,7 @@ from mutransfer.predict.curve_rows import Rows
 Array = np.ndarray
 SHARES = (0.5, 0.6, 0.7, 0.8)
 LEAST_ROWS = 12
+EFFORT = 0.5  # of the draws of a fit
 BEYOND = 3.0  # mean square error, in units of what the law expects of itself, beyond which the law is taken to be wrong
 DOUBT = 0.15  # of what a decay brings: published curves of 100 M parameters are missed by 10 to 17 % of it
 _HALVINGS = 50
@@ -20,11 +21,13 @@ _HALVINGS = 50
 
 @dataclass(frozen=True)
 class Mixture:
-    """A loss at m steps: normals of mean (M, m) and deviation (M, m), one per draw, in nats. `law` (M, m): the law itself."""
+    """A loss at m steps: normals of mean (M, m) and deviation (M, m), one per draw, in nats. `law` (M, m): the law itself; white (m,): variance
+    that one logged row has alone."""
 
     mean: Array
     deviation: Array
     law: Array
+    white: Array
 
     def quantile(self, level: float) -> Array:
         """(m,), by halving."""
@@ -90,8 +93,9 @@ def mixture(rows: Rows, post: Posterior, target: Target, white: float, doubt: fl
         else:
             apart = np.abs(fall - seen[:, post.ends[target.origin], None])
     sigma = (post.sigma**2)[:, None]
-    noise = law**2 * (sigma * variance + np.maximum(sigma * post.w[:, None], white))
-    return Mixture(law * (1 + left), np.sqrt(noise + (doubt * post.coefficients[:, 2, None] * apart) ** 2), law)
+    alone = law**2 * np.maximum(sigma * post.w[:, None], white)
+    total = law**2 * sigma * variance + alone + (doubt * post.coefficients[:, 2, None] * apart) ** 2
+    return Mixture(law * (1 + left), np.sqrt(total), law, alone.mean(0))
 
 
 def _at(area: Array, seen: Array, where: Array) -> Array:
@@ -184,7 +188,7 @@ def _fold(rows: Rows, inside: Array, until: float, without: str, seed: int) -> l
     place = np.cumsum(inside) - 1
     part = rows.take(inside)
     ends = sorted({int(place[origin[i]]) for i in hidden if origin[i] >= 0})
-    post = sample(part.evidence(ends or [len(part) - 1]), seed)
+    post = sample(part.evidence(ends or [len(part) - 1]), seed, EFFORT)
     scale, span = part.area.max(), max(float(np.ptp(part.step)), 1.0)
     found = []
     for start in np.unique(origin[hidden]):

@@ -60,17 +60,18 @@ class Posterior:
     ends: tuple[int, ...] = ()
 
 
-def sample(data: Evidence, seed: int = 0) -> Posterior:
-    """The posterior. The same data and seed give the same draws."""
+def sample(data: Evidence, seed: int = 0, effort: float = 1.0) -> Posterior:
+    """The posterior. The same data and seed give the same draws; `effort`: how many, as a share of the usual."""
     rng = np.random.default_rng(seed)
     level, pilot = _level(data)
     data = replace(data, level=level)
-    made = _adapt(data, pilot, rng)
+    made = _adapt(data, pilot, rng, effort)
     z, log_weight = made
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
     effective = float(1 / (weight**2).sum())
-    chosen = np.searchsorted(np.cumsum(weight), (np.arange(KEPT) + rng.random()) / KEPT)
+    kept = round(KEPT * effort)
+    chosen = np.searchsorted(np.cumsum(weight), (np.arange(kept) + rng.random()) / kept)
     return _draw(data, z[np.minimum(chosen, len(z) - 1)], pilot, rng, effective)
 
 
@@ -105,32 +106,33 @@ def _log_prior(data: Evidence, free: Array) -> Array:
     return np.where(inside, log, -np.inf)
 
 
-def _adapt(data: Evidence, pilot: float, rng: np.random.Generator) -> tuple[Array, Array]:
+def _adapt(data: Evidence, pilot: float, rng: np.random.Generator, effort: float) -> tuple[Array, Array]:
     """Population Monte Carlo: draws from the prior, then from ever closer Student's t; all weighted by the mixture they came from."""
     d = 1 + len(data.law.nodes) + 2
-    first = rng.standard_normal((FIRST, d))
-    first[:, -2:] = rng.logistic(size=(FIRST, 2))
+    count, one, enough = round(FIRST * effort), round(ROUND * effort), ENOUGH * effort
+    first = rng.standard_normal((count, d))
+    first[:, -2:] = rng.logistic(size=(count, 2))
     every = [first]
     target = [_posterior(data, first, pilot)]
     proposals: list[tuple[Array, Array, int]] = []
     for turn in range(3 * ROUNDS):
         z, log_target = np.concatenate(every), np.concatenate(target)
-        log_weight = log_target - _log_mixture(data, z, proposals)
-        if turn >= 2 and _effective(log_weight) >= ENOUGH:
+        log_weight = log_target - _log_mixture(z, count, proposals)
+        if turn >= 2 and _effective(log_weight) >= enough:
             break
-        if turn >= ROUNDS and _effective(log_weight) >= 0.3 * ENOUGH:
+        if turn >= ROUNDS and _effective(log_weight) >= 0.3 * enough:
             break
         tempered = _tempered(log_weight, 4.0 * d)
         mean = tempered @ z
         away = z - mean
         cov = (away * tempered[:, None]).T @ away * 1.3 + 1e-6 * np.eye(d)
         root = np.linalg.cholesky(cov)
-        drawn = mean + rng.standard_normal((ROUND, d)) @ root.T / np.sqrt(rng.chisquare(_DRAWS, (ROUND, 1)) / _DRAWS)
-        proposals.append((mean, root, ROUND))
+        drawn = mean + rng.standard_normal((one, d)) @ root.T / np.sqrt(rng.chisquare(_DRAWS, (one, 1)) / _DRAWS)
+        proposals.append((mean, root, one))
         every.append(drawn)
         target.append(_posterior(data, drawn, pilot))
     z, log_target = np.concatenate(every), np.concatenate(target)
-    return z, log_target - _log_mixture(data, z, proposals)
+    return z, log_target - _log_mixture(z, count, proposals)
 
 
 def _effective(log_weight: Array) -> float:
@@ -150,13 +152,13 @@ def _tempered(log_weight: Array, wanted: float) -> Array:
     return weight / weight.sum()
 
 
-def _log_mixture(data: Evidence, z: Array, proposals: list[tuple[Array, Array, int]]) -> Array:
+def _log_mixture(z: Array, first: int, proposals: list[tuple[Array, Array, int]]) -> Array:
     """log density of all proposals together, the prior among them, at z."""
     d = z.shape[1]
     with np.errstate(divide="ignore"):
         last = np.abs(z[:, -2:])
         log = [
-            np.log(FIRST) - 0.5 * (z[:, :-2] ** 2).sum(1) - 0.5 * (d - 2) * np.log(2 * np.pi)
+            np.log(first) - 0.5 * (z[:, :-2] ** 2).sum(1) - 0.5 * (d - 2) * np.log(2 * np.pi)
             - (last + 2 * np.log1p(np.exp(-last))).sum(1)
         ]  # fmt: skip
     from scipy.special import gammaln

@@ -75,7 +75,7 @@ def read_runs(
         if name not in (*READABLE, "loss"):
             raise InputError(f"columns {name!r}: write one of {', '.join((*READABLE, 'loss'))}")
     given = {**(columns or {}), **({"loss": loss} if loss is not None else {})}
-    table = read_curves(rows) if is_store(rows) else read(rows)
+    table = _table(rows)
     names = sorted({name for row in table for name in row})
     table = filtered(table, names, where)
     notes: list[str] = []
@@ -109,24 +109,28 @@ def read_schedule(value: Any) -> tuple[Schedule, Run | None]:
         return of_config(value), None
     if isinstance(value, (str,)) and value in SHAPES:
         raise InputError(f'schedule={value!r}: write its settings too, {{"schedule": {value!r}, "steps": 24000, "lr": 3e-4, "warmup": 2000}}')  # fmt: skip
-    is_list = isinstance(value, (list, tuple, np.ndarray)) and not any(isinstance(v, Mapping) for v in value)
-    if is_list:
+    if isinstance(value, (list, tuple, np.ndarray)) and not any(isinstance(v, Mapping) for v in value):
         return of_list(value), None
-    table = read_curves(value) if is_store(value) else read(value)
+    table = _table(value)
     names = sorted({name for row in table for name in row})
     if loss_columns(names):
         curves = read_runs(value)
+        first = next(iter(curves.runs))
         if len(curves.runs) > 1:
             raise InputError(f"schedule: the table has {len(curves.runs)} runs ({listed(r.name for r in curves.runs)}); give a table of one")  # fmt: skip
-        if curves.runs[0].schedule is None:
+        if first.schedule is None:
             raise InputError("schedule: the table has no learning rate")
-        return curves.runs[0].schedule, curves.runs[0]
+        return first.schedule, first
     step, rate = _column("step", {}, STEPS, table, names), _column("lr", {}, (*SCHEDULED, *RATES), table, names)
     if step is None or rate is None:
         raise InputError(f"schedule: the table needs a step and an lr; its columns are {listed(names)}")
     ordered = sorted(table, key=lambda row: number_in(row, step))
     steps, rates = (np.array([number_in(row, c) for row in ordered]) for c in (step, rate))
     return of_points(steps, rates, rate)[0], None
+
+
+def _table(rows: Any) -> list[Row]:
+    return read_curves(rows) if is_store(rows) else read(rows)
 
 
 def _column(what: str, given: Mapping[str, str], known: Sequence[str], rows: Sequence[Row], names: Sequence[str]) -> str | None:  # fmt: skip
@@ -239,7 +243,7 @@ def _schedule(name: str, group: list[Row], step: str, rate: str | None, notes: l
     for key in ("schedule", "steps", *SETTINGS):
         column = next((c for c in group[0] if plain(c) == key), None)
         seen = values(group, column) if column else set()
-        if len(seen) == 1:
+        if column and len(seen) == 1:
             settings[key] = group[0][column] if key == "schedule" else number(next(iter(seen)))
     logged = [row for row in group if rate and is_number(row.get(rate)) and number_in(row, step) >= 1]
     steps = np.array([number_in(row, step) for row in logged])

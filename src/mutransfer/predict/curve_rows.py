@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -115,11 +115,12 @@ def gather(form: CurveForm, runs: Sequence[Run], start: float, until: float, pea
         gap = np.diff(step, prepend=step[0])
         parent[0], gap[0] = -1, np.inf
         if run.branch is not None:
-            old = next((p for p in parts if p.run[0] == number.get(run.branch[0], -1)), None)
-            at = np.flatnonzero(old.step <= run.branch[1]) if old is not None else np.empty(0, int)
-            if old is not None and len(at):
-                parent[0] = sum(len(p) for p in parts[: [p is old for p in parts].index(True)]) + at[-1]
-                gap[0] = step[0] - old.step[at[-1]]
+            from_start = 0
+            for old in parts:
+                at = np.flatnonzero(old.step <= run.branch[1])
+                if old.run[0] == number[run.branch[0]] and len(at):
+                    parent[0], gap[0] = from_start + at[-1], step[0] - old.step[at[-1]]
+                from_start += len(old)
         parts.append(Rows(
             form, np.full(len(step), i), step, loss, count, parent, gap.astype(float), area_of(form, run.schedule, step, peak),
             table_of(form, run.schedule, step, peak), within,
@@ -128,8 +129,10 @@ def gather(form: CurveForm, runs: Sequence[Run], start: float, until: float, pea
 
 
 def _joined(form: CurveForm, parts: Sequence[Rows]) -> Rows:
-    def all_of(name: str) -> Array:
-        return np.concatenate([getattr(p, name) for p in parts], axis=-1) if parts else np.empty(0)
+    def all_of(pick: Callable[[Rows], Array]) -> Array:
+        return np.concatenate([pick(part) for part in parts], axis=-1) if parts else np.empty(0)
 
-    within = max((p.within for p in parts), default=0.0)
-    return Rows(form, *(all_of(n) for n in ("run", "step", "loss", "count", "parent", "gap", "area", "table")), within)
+    return Rows(
+        form, all_of(lambda p: p.run), all_of(lambda p: p.step), all_of(lambda p: p.loss), all_of(lambda p: p.count), all_of(lambda p: p.parent),
+        all_of(lambda p: p.gap), all_of(lambda p: p.area), all_of(lambda p: p.table), max((p.within for p in parts), default=0.0),
+    )  # fmt: skip

@@ -108,9 +108,7 @@ def bootstrap_interval(fitted: Fit, draws: Draws, x: Array, level: float) -> tup
     return centre + np.quantile(error, tail, axis=0), centre + np.quantile(error, 1 - tail, axis=0)
 
 
-def profile_interval(
-    fitted: Fit, x: Array, level: float, noise: bool = True, guides: Array | None = None
-) -> tuple[float, float]:
+def profile_interval(fitted: Fit, x: Array, level: float, guides: Array | None = None) -> tuple[float, float]:
     """log loss between which a new run at x (v,) lies. `guides` (B, p): fits to start from, such as bootstrap draws."""
     threshold = student(level, fitted.dof)
     s = max(fitted.scatter, 1e-9)

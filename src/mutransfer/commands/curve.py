@@ -36,7 +36,7 @@ class Curve:
     run_name: Annotated[str | None, arg(name="run", metavar="NAME", help_behavior_hint="")] = None
     """This run of the table only; by default all, which then must be of one model."""
     law: Annotated[str | None, arg(metavar="LAW", help_behavior_hint="")] = None
-    """annealing, multi-power or power; by default annealing where the LR changes."""
+    """annealing, multi-power or power; by default annealing where the LR is known."""
     schedule: Annotated[tuple[str, ...], arg(metavar="FILE|NAME=VALUE ...", help_behavior_hint="")] = ()
     """Predict another run, with this schedule: a table with step and lr, or schedule=cosine steps=24000 lr=3e-4 warmup=2000 final_lr_ratio=0.1."""
     loss: Annotated[str | None, arg(metavar="COLUMN", help_behavior_hint="")] = None
@@ -98,6 +98,7 @@ class Curve:
         """What is predicted: the table's runs, or one under another schedule."""
         from mutransfer.predict.curve_figure import Drawn
         from mutransfer.predict.curve_read import read_schedule
+        from mutransfer.predict.schedules import of_config
 
         if not self.schedule:
             return [
@@ -108,8 +109,8 @@ class Curve:
             path, known = read_schedule(self.schedule[0])
             name = Path(self.schedule[0]).stem
         else:
-            path, known = read_schedule(_pairs("--schedule", self.schedule, "schedule=cosine"))
-            name = dict(_pairs("--schedule", self.schedule, "schedule=cosine")).get("schedule", "schedule")
+            settings = _pairs("--schedule", self.schedule, "schedule=cosine")
+            path, known, name = of_config(settings), None, settings["schedule"]
         return [Drawn(name, path, None, known, law.check_step(self.to, path))]
 
     def _is_ahead(self, law: CurveLaw, one: Drawn) -> bool:

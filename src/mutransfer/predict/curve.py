@@ -25,6 +25,7 @@ from mutransfer.verdict.estimate import Estimate
 Array = np.ndarray
 FOLDS = 3  # degrees of freedom of a misfit seen in a backtest, as in `forecast`
 ANOTHER = 0.5  # reach of another schedule, at least
+FALLS = curve_words.FALLS
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,12 @@ class CurveLaw:
 
     def path(self, schedule: Any, run: str | None) -> Schedule | None:
         """The LR of every update that a prediction is for; None where the law needs none and none is known."""
-        return self.run(run).schedule if schedule is None else read_schedule(schedule)[0]
+        if schedule is None:
+            return self.run(run).schedule
+        made = read_schedule(schedule)[0]
+        if not self.form.nodes and made.falls() > FALLS:
+            raise InputError(f"law={self.form.name!r} knows no learning rate, and this schedule's falls: fit with law='annealing', which needs the LR of the fitted steps")  # fmt: skip
+        return made
 
     def check_step(self, step: float | str | None, schedule: Schedule | None) -> int:
         """A step that can be predicted. Raises InputError."""
@@ -285,7 +291,7 @@ def fit_curve(
     """Fit a law of the learning curve to the steps of one run, or of several of one model, that share its parameters.
 
     rows: a history with step, lr and loss (dicts, columns, a data frame, the path of a table or a sweep). law: "annealing", "multi-power" or "power";
-    by default annealing where the LR changes, else power. schedule: the LR of every update, instead of the table's. fit_until: the last
+    by default annealing where the LR is known, else power. schedule: the LR of every update, instead of the table's. fit_until: the last
     step fitted, or a share such as "60%"; all by default. fit_from: the first; by default after the warm-up and the first tenth. run: one of
     the table's. columns: "run", "step", "lr" → column. Same rows and seed, same result. Raises InputError, one line.
     """
@@ -324,5 +330,5 @@ def until_step(value: float | str | None, last: float) -> float:
 
 
 def _usual(runs: Sequence[Run]) -> str:
-    """Annealing where any LR falls, fitted or later; else a power law."""
-    return "annealing" if any(run.schedule is not None and run.schedule.falls() > 0.01 for run in runs) else "power"
+    """Annealing where the LR is known, else a power law."""
+    return "annealing" if all(run.schedule is not None for run in runs) else "power"

@@ -78,7 +78,8 @@ def mixture(rows: Rows, post: Posterior, target: Target, white: float, doubt: fl
     if target.origin is None:
         left, variance = np.zeros_like(law), np.broadcast_to(slow, law.shape)
     else:
-        a = np.exp(-np.maximum(target.distance, 0.0) / post.tau[:, None])
+        # before the row that is known last, the law alone
+        a = np.where(target.distance < 0, 0.0, np.exp(-np.abs(target.distance) / post.tau[:, None]))
         left = a * post.state[:, target.origin, None]
         variance = slow * (1 - a * a) + a * a * post.variance[:, target.origin, None]
     if form.nodes:

@@ -85,7 +85,8 @@ def warnings(law: LossLaw) -> tuple[str, ...]:
             "the data show no irreducible loss (E = 0): the law keeps falling, and far away it will fall too far"
         )
     bounds = np.array(fit.law.bounds)
-    for i, name in enumerate(fit.law.exponents):
+    published = {index: name for name, index in fit.law.own.items()}
+    for i, name in enumerate(published.get(k + i, name) for i, name in enumerate(fit.law.exponents)):
         if fit.u[k + i] >= bounds[i, 1] - 1e-6 or fit.u[k + i] <= bounds[i, 0] + 1e-6:
             said.append(f"the data do not bound {name}: it stands at the end of its range")
     if fit.agreeing < max(2, len(fit.restarts.u) // 4) and len(fit.restarts.u) > 1 and _rivals(fit):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mutransfer.predict import LossLaw as LossLaw
     from mutransfer.predict import Prediction as Prediction
     from mutransfer.predict import fit_loss as fit_loss
+    from mutransfer.predict import fit_optimum as fit_optimum
     from mutransfer.recipes import RECIPES as RECIPES
     from mutransfer.verdict import Verdict as Verdict
     from mutransfer.verdict import transfer_verdict as transfer_verdict
@@ -41,6 +42,7 @@ _HOME = {
     "CheckReport": "check",
     "evaluate_text": "evaluate",
     "fit_loss": "predict",
+    "fit_optimum": "predict",
     "LossLaw": "predict",
     "Prediction": "predict",
     "transfer_verdict": "verdict",

@@ -15,6 +15,7 @@ from mutransfer.commands.evaluate import Evaluate
 from mutransfer.commands.experiments import Experiments
 from mutransfer.commands.export import Export
 from mutransfer.commands.generate import Generate
+from mutransfer.commands.optimum import Optimum
 from mutransfer.commands.plan import Plan
 from mutransfer.commands.predict import Predict
 from mutransfer.commands.quickstart import Quickstart
@@ -33,6 +34,7 @@ COMMANDS = {
     "verdict": Verdict,
     "predict": Predict,
     "curve": Curve,
+    "optimum": Optimum,
     "report": Report,
     "budget": Budget,
     "evaluate": Evaluate,
@@ -52,6 +54,7 @@ Command = (
     | Annotated[Verdict, subcommand("verdict", description=Verdict.summary)]
     | Annotated[Predict, subcommand("predict", description=Predict.summary)]
     | Annotated[Curve, subcommand("curve", description=Curve.summary)]
+    | Annotated[Optimum, subcommand("optimum", description=Optimum.summary)]
     | Annotated[Report, subcommand("report", description=Report.summary)]
     | Annotated[Budget, subcommand("budget", description=Budget.summary)]
     | Annotated[Evaluate, subcommand("evaluate", description=Evaluate.summary)]

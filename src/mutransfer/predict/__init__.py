@@ -4,6 +4,7 @@ from mutransfer.predict.budget import Budgets, plan_budget
 from mutransfer.predict.forecast import LossLaw, Prediction, fit_loss
 from mutransfer.predict.frontier import Frontier, Optimum, frontier
 from mutransfer.predict.isoflop import IsoFlop, isoflop
+from mutransfer.predict.optimum import OptimumLaw, fit_optimum
 from mutransfer.predict.planning import NextRuns, next_runs
 from mutransfer.predict.reading import read_points
 from mutransfer.predict.target import Reaching, size_for
@@ -15,9 +16,11 @@ __all__ = [
     "LossLaw",
     "NextRuns",
     "Optimum",
+    "OptimumLaw",
     "Prediction",
     "Reaching",
     "fit_loss",
+    "fit_optimum",
     "frontier",
     "isoflop",
     "next_runs",

@@ -29,7 +29,7 @@ LEAST_LR = 1e-6  # of the peak: what an LR of 0 counts as in η^(−γ)
 class CurveForm:
     """One law. `nodes`: the axes of θ on which φ is tabulated; between them it is interpolated, in `scale`d coordinates.
 
-    `prior`: mean and deviation of each (scaled) θ: the published values, widely; `drops(schedule, steps (n,), θ)` gives φ (n,);
+    `prior`: mean and deviation of each (scaled) θ: the published values, widely; `drops(schedule, steps (n,), θ (G, q), peak)` gives φ (G, n);
     `raw(K, θ, peak)` the published parameters beside L0, A and α.
     """
 
@@ -40,7 +40,7 @@ class CurveForm:
     names: tuple[str, ...]
     nodes: tuple[Array, ...]
     prior: tuple[tuple[float, float], ...]
-    drops: Callable[[Schedule, Array, tuple[float, ...], float], Array]
+    drops: Callable[[Schedule, Array, Array, float], Array]
     raw: Callable[[Array, Array, float], dict[str, Array]]
 
     @property
@@ -50,8 +50,9 @@ class CurveForm:
 
     def table(self, schedule: Schedule, steps: Array, peak: float) -> Array:
         """φ at every node: (nodes…, n)."""
-        found = [self.drops(schedule, steps, theta, peak) for theta in product(*(axis.tolist() for axis in self.nodes))]
-        return np.array(found).reshape(*(len(axis) for axis in self.nodes), len(steps))
+        thetas = np.array(list(product(*(axis.tolist() for axis in self.nodes))))
+        found = self.drops(schedule, np.asarray(steps, int), thetas, peak)
+        return found.reshape(*(len(axis) for axis in self.nodes), len(steps))
 
     def between(self, table: Array, theta: Array) -> Array:
         """φ (B, n) at θ (B, q), by multilinear interpolation of a `table`."""
@@ -69,42 +70,50 @@ class CurveForm:
         return out
 
 
-def _annealed(schedule: Schedule, steps: Array, theta: tuple[float, ...], peak: float) -> Array:
+def _annealed(schedule: Schedule, steps: Array, thetas: Array, peak: float) -> Array:
     """S2·(1 − λ)/η: with m_i = λ·m_{i−1} + (η_{i−1} − η_i) and S2 = Σ m, (1 − λ)·S2(s) = Σ_{k≤s} (η_{k−1} − η_k) − λ·m_s."""
     from scipy.signal import lfilter
 
-    forgets = np.exp(theta[0])
-    drops = schedule.drops / peak
-    momentum = np.asarray(lfilter([1.0], [1.0, forgets - 1.0], drops))
-    whole = np.cumsum(drops) - (1 - forgets) * momentum
-    return np.concatenate([[0.0], whole])[steps]
+    drops = schedule.drops[: int(steps.max())] / peak
+    fallen = np.concatenate([[0.0], np.cumsum(drops)])[steps]
+    out = []
+    for forgets in np.exp(thetas[:, 0]):
+        momentum = np.asarray(lfilter([1.0], [1.0, forgets - 1.0], drops))
+        out.append(fallen - (1 - forgets) * np.concatenate([[0.0], momentum])[steps])
+    return np.array(out)
 
 
-def _multi_power(schedule: Schedule, steps: Array, theta: tuple[float, ...], peak: float) -> Array:
+def _multi_power(schedule: Schedule, steps: Array, thetas: Array, peak: float) -> Array:
     """LD/(B·η). Falls are summed over intervals, each as if it came at the interval's middle."""
-    rate, beta, gamma = np.exp(theta[0]), np.exp(theta[1]), theta[2]
     last = int(steps.max())
-    drops, area = schedule.drops, schedule.area
-    fallen = np.concatenate([[0.0], np.cumsum(np.abs(drops[:last]))])
+    drops, area = schedule.drops[:last], schedule.area
+    fallen = np.concatenate([[0.0], np.cumsum(np.abs(drops))])
     if fallen[-1] <= 0:
-        return np.zeros(len(steps))
+        return np.zeros((len(thetas), len(steps)))
     # intervals that end at the steps asked for, and cut the falls into equal parts
     equal = np.searchsorted(fallen, np.linspace(0, fallen[-1], KNOTS))
     ends = np.unique(np.concatenate([[0, last], steps, np.clip(equal, 0, last), np.clip(equal - 1, 0, last)]))
-    a, b = ends[:-1], ends[1:]
-    net = np.concatenate([[0.0], np.cumsum(drops[:last])])
-    part = (net[b] - net[a]) / peak
+    net = np.concatenate([[0.0], np.cumsum(drops)])[ends]
+    part = np.diff(net) / peak
     use = np.abs(part) > 1e-12
-    a, b, part = a[use], b[use], part[use]
+    a, b, part = ends[:-1][use], ends[1:][use], part[use]
     middle = (a + b + 1) // 2  # the update in the middle, which is the only one of an interval of one
     lr = np.maximum(schedule.lr[middle - 1] / peak, LEAST_LR)
-    since = (area[steps][:, None] - area[middle - 1]) / peak
-    share = -np.expm1(-beta * np.log1p(rate * lr**-gamma * np.maximum(since, 0.0)))
-    return np.where(b <= steps[:, None], part * share, 0.0).sum(1)
+    since = np.maximum((area[steps][:, None] - area[middle - 1]) / peak, 0.0)
+    weight = np.where(b <= steps[:, None], part, 0.0)
+    out = np.empty((len(thetas), len(steps)))
+    known: tuple[float, float, Array] = (np.nan, np.nan, since)
+    for i, (log_rate, log_beta, gamma) in enumerate(thetas[np.lexsort(thetas.T[[1, 2, 0]])]):
+        if (log_rate, gamma) != known[:2]:
+            known = (log_rate, gamma, np.log1p(np.exp(log_rate) * lr**-gamma * since))
+        out[i] = -(weight * np.expm1(-np.exp(log_beta) * known[2])).sum(1)
+    back = np.empty_like(out)
+    back[np.lexsort(thetas.T[[1, 2, 0]])] = out
+    return back
 
 
-def _no_drop(schedule: Schedule, steps: Array, theta: tuple[float, ...], peak: float) -> Array:
-    return np.zeros(len(steps))
+def _no_drop(schedule: Schedule, steps: Array, thetas: Array, peak: float) -> Array:
+    return np.zeros((len(thetas), len(steps)))
 
 
 def _raw_annealing(effect: Array, theta: Array, peak: float) -> dict[str, Array]:

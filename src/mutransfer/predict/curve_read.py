@@ -158,8 +158,10 @@ def _groups(rows: Sequence[Row], names: Sequence[str], step: str, given: Mapping
         raise InputError(f"two rows of one run have the same {step}: name the column that tells runs apart, columns={{\"run\": …}} (columns: {listed(names)})")  # fmt: skip
     if len(key) == 1 and plain(key[0]) == "key":  # a store's own names say nothing
         found = _named(found, [*seeds, *knobs, *(n for n in names if plain(n) in (*RATES, *SIZES))])
+    alone = next((text(rows[0].get(name)) for name in own if plain(name) != "key"), "") if len(found) == 1 else ""
     ordered = {
-        name or "run": sorted(group, key=lambda row: number_in(row, step)) for name, group in sorted(found.items())
+        name or alone or "run": sorted(group, key=lambda row: number_in(row, step))
+        for name, group in sorted(found.items())
     }
     return ordered, key[0] if len(key) == 1 else None
 

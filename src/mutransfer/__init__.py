@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mutransfer.plans import PlanError as PlanError
     from mutransfer.predict import LossLaw as LossLaw
     from mutransfer.predict import Prediction as Prediction
+    from mutransfer.predict import fit_curve as fit_curve
     from mutransfer.predict import fit_loss as fit_loss
     from mutransfer.predict import fit_optimum as fit_optimum
     from mutransfer.recipes import RECIPES as RECIPES
@@ -41,6 +42,7 @@ _HOME = {
     "coord_check": "check",
     "CheckReport": "check",
     "evaluate_text": "evaluate",
+    "fit_curve": "predict",
     "fit_loss": "predict",
     "fit_optimum": "predict",
     "LossLaw": "predict",

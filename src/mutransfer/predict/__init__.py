@@ -1,6 +1,7 @@
 """Loss prediction: what a larger run will reach, from a table of smaller ones, with intervals that can be believed."""
 
 from mutransfer.predict.budget import Budgets, plan_budget
+from mutransfer.predict.curve import CurveLaw, fit_curve
 from mutransfer.predict.forecast import LossLaw, Prediction, fit_loss
 from mutransfer.predict.frontier import Frontier, Optimum, frontier
 from mutransfer.predict.isoflop import IsoFlop, isoflop
@@ -11,6 +12,7 @@ from mutransfer.predict.target import Reaching, size_for
 
 __all__ = [
     "Budgets",
+    "CurveLaw",
     "Frontier",
     "IsoFlop",
     "LossLaw",
@@ -19,6 +21,7 @@ __all__ = [
     "OptimumLaw",
     "Prediction",
     "Reaching",
+    "fit_curve",
     "fit_loss",
     "fit_optimum",
     "frontier",

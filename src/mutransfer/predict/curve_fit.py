@@ -90,8 +90,8 @@ def _places(data: Evidence, free: Array) -> tuple[Array, Array, Array]:
     mean, deviation = prior_of(data.law)
     z = mean + deviation * np.clip(free[:, :-2], -6.0, 6.0)
     share = 1 / (1 + np.exp(-free[:, -2:]))
-    low, high = 0.3 * data.gap, 2 * data.span
-    return z, low + (high - low) * share[:, 0], np.clip(share[:, 1], 1e-6, 1 - 1e-6)
+    low, high = np.sqrt(0.3 * data.gap), np.sqrt(2 * data.span)
+    return z, (low + (high - low) * share[:, 0]) ** 2, np.clip(share[:, 1], 1e-6, 1 - 1e-6)
 
 
 def _log_prior(data: Evidence, free: Array) -> Array:
@@ -190,15 +190,17 @@ def _solve(data: Evidence, z: Array, tau: Array, w: Array, pilot: float) -> _Sol
     filtered = whiten(data.chain, columns, tau, w)
     rows = filtered.rows
     gram = np.matmul(rows.transpose(0, 2, 1), rows)
-    # K ≥ 0 comes from a half-normal prior; in units of the noise, one row more
-    gram[:, 2, 2] += (pilot / (DECAY * data.level[-1])) ** 2
-    inner = gram[:, :3, :3]
-    inner = inner + 1e-13 * np.einsum("bii->bi", inner)[:, :, None] * np.eye(3)
-    factor = np.linalg.cholesky(inner)
-    half = np.linalg.solve(factor, gram[:, :3, 3:])
-    squares = gram[:, 3, 3] - (half[..., 0] ** 2).sum(1)
+    # K has a half-normal prior: in units of the noise, one row more. The noise is first a guess, then what the row-by-row fit leaves
+    noise = np.full(len(z), pilot)
+    for _ in range(2):
+        inner = gram[:, :3, :3] + 1e-13 * np.einsum("bii->bi", gram[:, :3, :3])[:, :, None] * np.eye(3)
+        inner[:, 2, 2] += (noise / (DECAY * data.level[-1])) ** 2
+        factor = np.linalg.cholesky(inner)
+        half = np.linalg.solve(factor, gram[:, :3, 3:])
+        squares = np.maximum(gram[:, 3, 3] - (half[..., 0] ** 2).sum(1), 1e-12 * gram[:, 3, 3])
+        noise = np.sqrt(squares / (len(data) - 3))
     mean = np.linalg.solve(factor.transpose(0, 2, 1), half)[..., 0]
-    return _Solved(filtered, factor, mean, np.maximum(squares, 1e-12 * gram[:, 3, 3]))
+    return _Solved(filtered, factor, mean, squares)
 
 
 def _posterior(data: Evidence, free: Array, pilot: float) -> Array:
@@ -209,7 +211,7 @@ def _posterior(data: Evidence, free: Array, pilot: float) -> Array:
     use = np.flatnonzero(np.isfinite(log))
     z, tau, w = _places(data, free[use])
     found = _solve(data, z, tau, w, pilot)
-    dof = len(data) - 2
+    dof = len(data) - 3
     log_det = 2 * np.log(np.einsum("bii->bi", found.factor)).sum(1)
     s = np.sqrt(found.squares / dof)
     inverse = np.linalg.solve(found.factor, np.broadcast_to(np.eye(3), found.factor.shape))
@@ -224,7 +226,7 @@ def _draw(data: Evidence, free: Array, pilot: float, rng: np.random.Generator, e
     z, tau, w = _places(data, free)
     found = _solve(data, z, tau, w, pilot)
     m = len(z)
-    sigma = np.sqrt(found.squares / rng.chisquare(len(data) - 2, m))
+    sigma = np.sqrt(found.squares / rng.chisquare(len(data) - 3, m))
     inverse = np.linalg.solve(found.factor, np.broadcast_to(np.eye(3), found.factor.shape))
     cov = np.matmul(inverse.transpose(0, 2, 1), inverse) * (sigma**2)[:, None, None]
     order = [2, 0, 1]

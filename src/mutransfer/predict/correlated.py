@@ -1,7 +1,8 @@
 """Noise of a learning curve: neighbouring steps err alike. Rows are made independent by a Kalman filter, whose cost is linear in them.
 
 A row's relative error is  e(s) = u(s) + white:  u an AR(1) process in the step (Ornstein–Uhlenbeck, for steps at any distance) with correlation
-exp(−|Δs|/τ) and share 1 − w of the variance, white of share w. Runs are independent, but for one that branches off another: it goes on from there.
+exp(−|Δs|/τ) and share 1 − w of the variance, white of share w. Runs are independent, but for one that branches off another: it goes on from there
+(from what the rows up to there say of it; what later rows of the other one say is left out).
 """
 
 from __future__ import annotations
@@ -39,23 +40,23 @@ class Filtered:
 def whiten(chain: Chain, columns: Array, tau: Array, w: Array) -> Filtered:
     """The Kalman filter over all rows. columns (B, n, k): features and the data, each filtered alike; tau, w (B,)."""
     b, n, k = columns.shape
-    rows, state = np.empty((n, b, k)), np.empty((n + 1, b, k))
-    variance = np.empty((n + 1, b))
+    data = np.ascontiguousarray(columns.transpose(1, 2, 0))  # draws last: every step is arithmetic on whole vectors
+    rows, state = np.empty((n, k, b)), np.empty((n + 1, k, b))
+    variance, totals = np.empty((n + 1, b)), np.empty((n, b))
     state[n], variance[n] = 0.0, 1 - w  # what parent −1 refers to
-    log_det = np.zeros(b)
-    data = np.ascontiguousarray(columns.transpose(1, 0, 2))
     decay = np.exp(-chain.gap[:, None] / tau)
-    slow = 1 - w
-    for i in range(n):
-        p = chain.parent[i]
-        a = decay[i]
-        x = a[:, None] * state[p]
-        before = a * a * variance[p] + slow * (1 - a * a)
-        total = before + w * chain.white[i]
-        error = data[i] - x
-        rows[i] = error / np.sqrt(total)[:, None]
+    square = decay**2
+    fresh = (1 - w) * (1 - square)
+    white = w * chain.white[:, None]
+    for i, p in enumerate(chain.parent.tolist()):
+        before = square[i] * variance[p] + fresh[i]
+        total = before + white[i]
         gain = before / total
-        state[i] = x + gain[:, None] * error
+        ahead = decay[i] * state[p]
+        error = data[i] - ahead
+        rows[i] = error
+        state[i] = ahead + gain * error
         variance[i] = (1 - gain) * before
-        log_det += np.log(total)
-    return Filtered(rows.transpose(1, 0, 2), log_det, state[:n].transpose(1, 0, 2), variance[:n].T)
+        totals[i] = total
+    rows /= np.sqrt(totals)[:, None, :]
+    return Filtered(rows.transpose(2, 0, 1), np.log(totals).sum(0), state[:n].transpose(2, 0, 1), variance[:n].T)

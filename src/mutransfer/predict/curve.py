@@ -208,12 +208,15 @@ class CurveLaw:
         misfit = (
             student(level, FOLDS) * self.backtest.misfit_at(reach) * centre if self.backtest else np.zeros(len(steps))
         )
-        ends = [centre - np.hypot(centre - low, misfit), centre + np.hypot(high - centre, misfit),
-                centre - np.hypot(np.maximum(centre - law_low, 0), misfit), centre + np.hypot(np.maximum(law_high - centre, 0), misfit)]  # fmt: skip
-        floor = 1e-3 * centre
+
+        def widened(end: Array, sign: float) -> Array:
+            side = centre + sign * np.hypot(np.maximum(sign * (end - centre), 0.0), misfit)
+            return np.asarray(from_nats(np.maximum(side, 1e-3 * centre), self.unit))
+
         shared = 1 - seen.white / (seen.spread**2 + (misfit / 2) ** 2)
-        shown = (np.asarray(from_nats(np.maximum(v, floor), self.unit)) for v in (centre, *ends))
-        return Band(np.asarray(steps), *shown, np.clip(shared, 0.0, 1.0))
+        middle = np.asarray(from_nats(centre, self.unit))
+        ends = widened(low, -1.0), widened(high, 1.0), widened(law_low, -1.0), widened(law_high, 1.0)
+        return Band(np.asarray(steps), middle, *ends, np.clip(shared, 0.0, 1.0))
 
     def origin(self, schedule: Schedule | None, run: Run) -> int | None:
         """The number of the end after which `run` goes on under this schedule; None where it is another run."""

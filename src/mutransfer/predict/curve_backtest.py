@@ -13,7 +13,7 @@ from mutransfer.predict.curve_rows import Rows
 Array = np.ndarray
 SHARES = (0.5, 0.6, 0.7, 0.8)
 LEAST_ROWS = 12
-EFFORT = 0.5  # of the draws of a fit
+EFFORT = 0.4  # of the draws of a fit
 BEYOND = 3.0  # mean square error, in units of what the law expects of itself, beyond which the law is taken to be wrong
 DOUBT = 0.15  # of what a decay brings: published curves of 100 M parameters are missed by 10 to 17 % of it
 _HALVINGS = 50

@@ -16,9 +16,9 @@ from mutransfer.predict.correlated import Chain, Filtered, whiten
 from mutransfer.predict.curve_laws import CurveForm, features, prior_of
 
 Array = np.ndarray
-FIRST, ROUND, ROUNDS = 512, 256, 6
-ENOUGH = 250.0  # effective draws at which sampling stops
-KEPT = 600  # draws that predictions are made of
+FIRST, ROUND, ROUNDS = 400, 200, 6
+ENOUGH = 200.0  # effective draws at which sampling stops
+KEPT = 500  # draws that predictions are made of
 DECAY = 0.08  # deviation of the prior of K, as a share of the loss: whole decays are worth 3 % (100 M parameters) to 10 % (a tiny model)
 _DRAWS = 4.0  # degrees of freedom of proposals
 
@@ -90,8 +90,8 @@ def _places(data: Evidence, free: Array) -> tuple[Array, Array, Array]:
     mean, deviation = prior_of(data.law)
     z = mean + deviation * np.clip(free[:, :-2], -6.0, 6.0)
     share = 1 / (1 + np.exp(-free[:, -2:]))
-    low, high = np.sqrt(0.3 * data.gap), np.sqrt(2 * data.span)
-    return z, (low + (high - low) * share[:, 0]) ** 2, np.clip(share[:, 1], 1e-6, 1 - 1e-6)
+    low, high = 0.3 * data.gap, 2 * data.span
+    return z, low + (high - low) * share[:, 0], np.clip(share[:, 1], 1e-6, 1 - 1e-6)
 
 
 def _log_prior(data: Evidence, free: Array) -> Array:
@@ -144,7 +144,7 @@ def _tempered(log_weight: Array, wanted: float) -> Array:
     """Weights to the largest power ≤ 1 at which they are worth `wanted` draws."""
     low, high = 0.0, 1.0
     if _effective(log_weight) < wanted:
-        for _ in range(30):
+        for _ in range(16):
             power = (low + high) / 2
             low, high = (power, high) if _effective(np.where(np.isfinite(log_weight), power * log_weight, -np.inf)) > wanted else (low, power)  # fmt: skip
         log_weight = np.where(np.isfinite(log_weight), low * log_weight, -np.inf)
@@ -191,16 +191,20 @@ def _solve(data: Evidence, z: Array, tau: Array, w: Array, pilot: float) -> _Sol
     rows = filtered.rows
     gram = np.matmul(rows.transpose(0, 2, 1), rows)
     # K has a half-normal prior: in units of the noise, one row more. The noise is first a guess, then what the row-by-row fit leaves
-    noise = np.full(len(z), pilot)
-    for _ in range(2):
-        inner = gram[:, :3, :3] + 1e-13 * np.einsum("bii->bi", gram[:, :3, :3])[:, :, None] * np.eye(3)
-        inner[:, 2, 2] += (noise / (DECAY * data.level[-1])) ** 2
-        factor = np.linalg.cholesky(inner)
-        half = np.linalg.solve(factor, gram[:, :3, 3:])
-        squares = np.maximum(gram[:, 3, 3] - (half[..., 0] ** 2).sum(1), 1e-12 * gram[:, 3, 3])
-        noise = np.sqrt(squares / (len(data) - 3))
-    mean = np.linalg.solve(factor.transpose(0, 2, 1), half)[..., 0]
+    first = _eliminate(gram, np.full(len(z), pilot / (DECAY * data.level[-1])))
+    noise = np.sqrt(first[2] / (len(data) - 3))
+    factor, mean, squares = _eliminate(gram, noise / (DECAY * data.level[-1]))
     return _Solved(filtered, factor, mean, squares)
+
+
+def _eliminate(gram: Array, prior: Array) -> tuple[Array, Array, Array]:
+    """Least squares from the products of columns (B, 4, 4), the data last; prior (B,): one row more for K. Returns factor, mean, squares."""
+    inner = gram[:, :3, :3] + 1e-13 * np.einsum("bii->bi", gram[:, :3, :3])[:, :, None] * np.eye(3)
+    inner[:, 2, 2] += prior**2
+    factor = np.linalg.cholesky(inner)
+    half = np.linalg.solve(factor, gram[:, :3, 3:])
+    squares = np.maximum(gram[:, 3, 3] - (half[..., 0] ** 2).sum(1), 1e-12 * gram[:, 3, 3])
+    return factor, np.linalg.solve(factor.transpose(0, 2, 1), half)[..., 0], squares
 
 
 def _posterior(data: Evidence, free: Array, pilot: float) -> Array:

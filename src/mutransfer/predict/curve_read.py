@@ -183,7 +183,11 @@ def _loss_column(groups: Mapping[str, list[Row]], names: Sequence[str], given: M
         many = [len(values(group, name)) for group in groups.values()]
         counts[name] = min(many) if min(many) > 1 else 0
     best = max(counts.values(), default=0)
-    chosen = next((name for name in found if counts[name] >= min(DENSE, best) and best > 1), None)
+    chosen = (
+        found[0]
+        if len(found) == 1
+        else next((name for name in found if counts[name] >= min(DENSE, best) and best > 1), None)
+    )
     if chosen is None:
         raise InputError(f"the table has no loss that changes from step to step: name it with loss=; its columns are {listed(names)}")  # fmt: skip
     others = [name for name in found if name != chosen and counts[name] > 1]

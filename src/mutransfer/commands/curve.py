@@ -33,7 +33,7 @@ class Curve:
     """The last step that is fitted, such as 12000 or 60%; by default all. Later losses of the table are revealed."""
     to: Annotated[int | None, arg(metavar="STEP", help_behavior_hint="")] = None
     """The step to predict; by default the last one whose LR is known."""
-    run_name: Annotated[str | None, arg(name="run", metavar="NAME", help_behavior_hint="")] = None
+    run_name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """This run of the table only; by default all, which then must be of one model."""
     law: Annotated[str | None, arg(metavar="LAW", help_behavior_hint="")] = None
     """annealing, multi-power or power; by default annealing where the LR is known."""

@@ -42,7 +42,7 @@ def save_curve(law: CurveLaw, drawn: Sequence[Drawn], path: str | os.PathLike[st
 
 
 def draw_curve(law: CurveLaw, drawn: Sequence[Drawn], format: str = "png", level: float = 0.9) -> bytes:
-    """Loss against step. Filled dots: fitted; hollow: revealed; line and band: prediction at `level` after the fitted steps, the law before."""
+    """Loss against step. Filled dots: fitted; hollow: revealed; line and band: prediction at `level`; dashed: the law where it was fitted."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -67,8 +67,8 @@ def draw_curve(law: CurveLaw, drawn: Sequence[Drawn], format: str = "png", level
             shown = np.asarray(from_nats(law.rows.loss[own], law.unit))
             main.plot(law.rows.step[own], shown, ".", ms=3, color="#7f7f7f", label=label)
             top += shown.tolist()
-    main.axvline(law.until, color="#7f7f7f", lw=0.8, ls=":")
     if law.until < max(one.to for one in drawn):
+        main.axvline(law.until, color="#7f7f7f", lw=0.8, ls=":")
         main.annotate(
             "fitted  ",
             (law.until, 0.98),
@@ -106,7 +106,9 @@ def _one(main: Axes, law: CurveLaw, one: Drawn, colour: str, level: float, alone
     continued = one.schedule is None
     ahead = steps >= law.until if continued else np.ones(len(steps), bool)
     main.fill_between(steps[ahead], band.low[ahead], band.high[ahead], color=colour, alpha=0.18, lw=0)
-    main.plot(steps, band.centre, color=colour, lw=1.3, label="prediction" if alone or not name else name)
+    main.plot(steps[ahead], band.centre[ahead], color=colour, lw=1.4, label="prediction" if alone or not name else name)
+    if not ahead.all():  # the law where it was fitted; the prediction goes on from the run's last error
+        main.plot(steps[~ahead], band.centre[~ahead], color=colour, lw=0.9, ls="--", label="law" if alone else None)
     told = [*band.centre.tolist(), *band.low[ahead].tolist()[-1:], *band.high[ahead].tolist()[-1:]]
     if one.known is not None and len(one.known):
         step, loss = one.known.step, np.asarray(from_nats(one.known.loss, law.unit))

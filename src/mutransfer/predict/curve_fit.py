@@ -19,7 +19,7 @@ Array = np.ndarray
 FIRST, ROUND, ROUNDS = 400, 200, 6
 ENOUGH = 200.0  # effective draws at which sampling stops
 KEPT = 500  # draws that predictions are made of
-DECAY = 0.08  # deviation of the prior of K, as a share of the loss: whole decays are worth 3 % (100 M parameters) to 10 % (a tiny model)
+DECAY = 0.1  # deviation of the prior of K, as a share of the loss: whole decays are worth 4 % (100 M parameters) to 15 % (a tiny model)
 _DRAWS = 4.0  # degrees of freedom of proposals
 
 
@@ -85,13 +85,13 @@ def _level(data: Evidence) -> tuple[Array, float]:
 
 
 def _places(data: Evidence, free: Array) -> tuple[Array, Array, Array]:
-    """(log α and θ, τ, w) of free coordinates (B, d): standard normal but the last two, logistic, which are τ and w, uniform: noise of long memory, which a law
-    can mistake for its own, must not count as unlikely."""
+    """(log α and θ, τ, w) of free coordinates (B, d): standard normal but the last two, logistic, which are τ, uniform, and √w, uniform: noise of long memory, which a
+    law can mistake for its own, must not count as unlikely."""
     mean, deviation = prior_of(data.law)
     z = mean + deviation * np.clip(free[:, :-2], -6.0, 6.0)
     share = 1 / (1 + np.exp(-free[:, -2:]))
     low, high = 0.3 * data.gap, 2 * data.span
-    return z, low + (high - low) * share[:, 0], np.clip(share[:, 1], 1e-6, 1 - 1e-6)
+    return z, low + (high - low) * share[:, 0], np.clip(share[:, 1] ** 2, 1e-6, 1 - 1e-6)
 
 
 def _log_prior(data: Evidence, free: Array) -> Array:

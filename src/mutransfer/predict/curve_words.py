@@ -37,7 +37,7 @@ def warnings(law: CurveLaw) -> tuple[str, ...]:
         so_far = "has not fallen" if fallen < FALLS else f"has fallen by {fallen:.0%} only"
         said.append(
             f"in the fitted steps the LR {so_far}, so what its decay is worth is not known from this run: where it decays, predictions rest on "
-            "what decays are worth elsewhere (3 to 10 % of the loss)"
+            "what decays are worth elsewhere (4 to 15 % of the loss)"
         )  # fmt: skip
     test = law.backtest
     if test is None:

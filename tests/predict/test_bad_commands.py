@@ -82,7 +82,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("runs.csv --columns params", "params=n_total"),
     ("runs.csv --columns params=absent", "no such column"),
     ("runs.csv --columns prams=params", "did you mean 'params'"),
-    ("runs.csv --columns params=params params=width", "given twice"),
+    ("runs.csv --columns params=params params=width", "names 'params' twice"),
     ("runs.csv --units params", "params=M"),
     ("runs.csv --units params=smoots", "is no unit"),
     ("runs.csv --loss absent", "no such column"),

@@ -121,7 +121,7 @@ def test_bad_options_are_refused_in_one_line(options: dict[str, Any], message: s
 
 def test_laws_without_a_frontier_say_what_is_missing(law: LossLaw) -> None:
     with pytest.raises(InputError, match=r"compute='much': write a budget in FLOPs, such as 1e21"):
-        frontier(law).at("much")  # type: ignore[arg-type]
+        frontier(law).at("much")
     with pytest.raises(InputError, match="needs a law over a size and tokens, and this one is over params"):
         frontier(fitted(sizes(np.random.default_rng(0)), "power", ("params",)))
     points = curves(np.random.default_rng(4))

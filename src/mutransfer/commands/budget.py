@@ -69,7 +69,7 @@ class Budget:
     def run(self) -> int:
         """Print what was asked in words (or JSON) and draw it. Returns 3 where a loss is not reachable, or perhaps not; else 0."""
         from mutransfer.commands.output import require_file, show_json
-        from mutransfer.commands.predict import text_pairs
+        from mutransfer.commands.predict import table_options
         from mutransfer.predict.budget import plan_budget
         from mutransfer.predict.budget_figure import save_budget
         from mutransfer.predict.reading import read_points
@@ -84,12 +84,8 @@ class Budget:
             "unique_tokens": _number("--unique-tokens", self.unique_tokens),
         }  # fmt: skip
         narrow = self._target()
-        columns, units, where = (
-            text_pairs(option, given) for option, given in (("--columns", self.columns), ("--units", self.units), ("--where", self.where))
-        )  # fmt: skip
-        points = read_points(
-            self.table, columns=columns, units=units, where=where or None, loss=self.loss, loss_unit=self.loss_unit
-        )
+        reading = table_options(self.columns, self.units, self.where)
+        points = read_points(self.table, loss=self.loss, loss_unit=self.loss_unit, **reading)
         found = plan_budget(
             points, law=self.law, size=self.size, loss=self.target_loss, narrow=narrow, runs=self.runs, exponent=self.cost_exponent,
             curves=True if self.isoflop else None, level=self.level, **numbers,

@@ -55,6 +55,7 @@ class Curve:
     def run(self) -> int:
         """Print the law and what it predicts, in words or JSON, and draw it. Returns 1 where revealed losses lie outside more than the level allows."""
         from mutransfer.commands.output import require_file, show_json
+        from mutransfer.commands.user_code import assignments
         from mutransfer.predict import curve_words
         from mutransfer.predict.curve import fit_curve
         from mutransfer.predict.curve_figure import save_curve
@@ -67,7 +68,7 @@ class Curve:
             raise InputError(f"--level {self.level}: write a level between 0.5 and 0.99, such as 0.9")
         law = fit_curve(
             self.table, self.law, fit_until=self.until, run=self.run_name, loss=self.loss, loss_unit=self.loss_unit,
-            where=_pairs("--where", self.where, "width=256"),
+            where=assignments(self.where, "--where", "NAME=VALUE, such as width=256"),
         )  # fmt: skip
         drawn = self._targets(law)
         predictions = [
@@ -96,6 +97,7 @@ class Curve:
 
     def _targets(self, law: CurveLaw) -> list[Drawn]:
         """What is predicted: the table's runs, or one under another schedule."""
+        from mutransfer.commands.user_code import assignments
         from mutransfer.predict.curve_figure import Drawn
         from mutransfer.predict.curve_read import read_schedule
         from mutransfer.predict.schedules import of_config
@@ -109,7 +111,7 @@ class Curve:
             path, known = read_schedule(self.schedule[0])
             name = Path(self.schedule[0]).stem
         else:
-            settings = _pairs("--schedule", self.schedule, "schedule=cosine")
+            settings = assignments(self.schedule, "--schedule", "NAME=VALUE, such as schedule=cosine")
             path, known, name = of_config(settings), None, settings["schedule"]
         return [Drawn(name, path, None, known, law.check_step(self.to, path))]
 
@@ -131,15 +133,3 @@ class Curve:
 
 def _end(law: CurveLaw, run: Any) -> int:
     return len(run.schedule) if run.schedule is not None else int(max(one.step[-1] for one in law.runs))
-
-
-def _pairs(option: str, pairs: tuple[str, ...], example: str) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        name, mark, value = pair.partition("=")
-        if not mark or not name or not value:
-            raise InputError(f"{option} {pair!r}: write NAME=VALUE, such as {example}")
-        if name in found:
-            raise InputError(f"{option} {pair!r}: {name} is given twice")
-        found[name] = value
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
@@ -49,17 +49,14 @@ class Optimum:
     def run(self) -> int:
         """Print the law in words, after what it says of each target. Returns 0."""
         from mutransfer.commands.output import show_json
-        from mutransfer.commands.predict import text_pairs
+        from mutransfer.commands.predict import table_options
         from mutransfer.predict.asked import parse_targets
         from mutransfer.predict.optimum import fit_optimum
 
         if self.of not in ("lr", "batch"):
             raise InputError(f"--of {self.of!r}: write lr or batch")
         targets = parse_targets(self.target)
-        options: dict[str, Any] = {
-            name: text_pairs(f"--{name}", given) or None
-            for name, given in (("columns", self.columns), ("units", self.units), ("where", self.where))
-        }
+        options = table_options(self.columns, self.units, self.where)
         law = fit_optimum(
             self.table, self.of, self.on or None, level=self.level, hold_out=self.hold_out, loss=self.loss, **options
         )

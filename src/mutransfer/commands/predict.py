@@ -87,12 +87,11 @@ class Predict:
             require_file(self.page, "--page")
             if self.page.suffix.lower() not in (".html", ".htm"):
                 raise InputError(f"--page {str(self.page)!r}: the name must end in .html")
-        columns, units, where = (
-            text_pairs(option, given) for option, given in (("--columns", self.columns), ("--units", self.units), ("--where", self.where))
-        )  # fmt: skip
+        reading = table_options(self.columns, self.units, self.where)
+        where = reading.pop("where")
         options: dict[str, Any] = dict(
             law=self.law, over=self.over or None, size=self.size or None, hold_out=self.hold_out, targets=parse_targets(self.target),
-            level=self.level, interval=self.interval, columns=columns, units=units, loss=self.loss, loss_unit=self.loss_unit, at=self._at(),
+            level=self.level, interval=self.interval, loss=self.loss, loss_unit=self.loss_unit, at=self._at(), **reading,
         )  # fmt: skip
         outcomes = self._outcomes(where, options)
         if self.figure is not None or self.page is not None:
@@ -171,22 +170,12 @@ class Predict:
         return 0
 
 
-def text_pairs(option: str, given: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE words as a dictionary. Raises InputError for anything else, and for a name given twice."""
-    example = {
-        "--columns": "params=n_total",
-        "--units": "params=M",
-        "--where": "recipe=mup",
-    }
-    found: dict[str, str] = {}
-    for pair in given:
-        name, mark, value = pair.partition("=")
-        if not mark or not name or not value:
-            raise InputError(f"{option} {pair!r}: write NAME=VALUE, such as {example[option]}")
-        if name in found:
-            raise InputError(f"{option} {pair!r}: {name} is given twice")
-        found[name] = value
-    return found
+def table_options(columns: Sequence[str], units: Sequence[str], where: Sequence[str]) -> dict[str, Any]:
+    """The options that say how a table is read, as `read_points` takes them. Raises InputError."""
+    from mutransfer.commands.user_code import assignments
+
+    given = (("columns", columns, "params=n_total"), ("units", units, "params=M"), ("where", where, "recipe=mup"))
+    return {name: assignments(words, f"--{name}", f"NAME=VALUE, such as {example}") for name, words, example in given}
 
 
 def _order(text: str) -> tuple[int, float, str]:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from tyro.conf import Positional, arg
 
-from mutransfer.errors import InputError
-
 if TYPE_CHECKING:
     from mutransfer.verdict import Verdict as Found
 
@@ -54,6 +52,7 @@ class Verdict:
     def run(self) -> int:
         """Print the verdict in words (or JSON) and draw it. Returns the exit code of the worst group."""
         from mutransfer.commands.output import require_file, show_json
+        from mutransfer.commands.user_code import assignments
         from mutransfer.verdict import transfer_verdict, transfer_verdicts
         from mutransfer.verdict.figure import figure_format, save_curves
 
@@ -61,7 +60,7 @@ class Verdict:
             require_file(self.figure, "--figure")
             figure_format(self.figure)
         options: dict[str, Any] = dict(
-            size=self.size, lr=self.lr, loss=self.loss, seed=self.seed, where=self._where(),
+            size=self.size, lr=self.lr, loss=self.loss, seed=self.seed, where=assignments(self.where, "--where", "NAME=VALUE, such as recipe=mup"),
             level=self.level, tolerance=self.tolerance,
         )  # fmt: skip
         verdicts: dict[str, Found] = (
@@ -79,14 +78,3 @@ class Verdict:
             if self.figure is not None:
                 print(f"figure: {self.figure}")
         return EXIT[next(status for status in WORST if any(v.status == status for v in verdicts.values()))]
-
-    def _where(self) -> dict[str, str]:
-        found = {}
-        for pair in self.where:
-            name, mark, value = pair.partition("=")
-            if not mark or not name or not value:
-                raise InputError(f"--where {pair!r}: write NAME=VALUE, such as recipe=mup")
-            if name in found:
-                raise InputError(f"--where {pair!r}: {name} is given twice")
-            found[name] = value
-        return found

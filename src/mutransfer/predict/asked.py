@@ -15,7 +15,7 @@ from mutransfer.errors import InputError
 from mutransfer.predict.choose import expected
 from mutransfer.predict.laws import LAWS
 from mutransfer.predict.names import known
-from mutransfer.predict.points import VARIABLES, Points
+from mutransfer.predict.points import VARIABLES, Points, completed
 from mutransfer.predict.sizes import SIZES, families, varies
 from mutransfer.predict.units import quantity
 
@@ -84,7 +84,7 @@ def ask(points: Points, targets: Sequence[Mapping[str, float]], law: str | None,
     if not targets:
         return Asked((), over, among)
     given, notes = set(targets[0]), []
-    have = set(_completed(targets[0]))
+    have = set(completed(targets[0]))
     sizes = [name for name in SIZES if name in have]
     if over is None and not sizes:
         over = _alone(points, given, law)
@@ -111,7 +111,7 @@ def places(asked: Asked, variables: Sequence[str], points: Points) -> tuple[dict
     """The targets in the law's own variables. Raises InputError for a value that the law cannot use and the runs contradict."""
     found = []
     for target in asked.targets:
-        have = _completed(target)
+        have = completed(target)
         if "unique_tokens" in variables:
             have.setdefault("unique_tokens", have["tokens"])
         at = {name: have[name] for name in variables}
@@ -151,21 +151,9 @@ def _absent(points: Points, name: str) -> str:
     return f"the table has no {name}; it has {', '.join(points.variables)}"
 
 
-def _completed(target: Mapping[str, float]) -> dict[str, float]:
-    """With what follows from C = 6·N·D."""
-    have = dict(target)
-    if "compute" in have and "params" in have:
-        have.setdefault("tokens", have["compute"] / 6 / have["params"])
-    if "compute" in have and "tokens" in have:
-        have.setdefault("params", have["compute"] / 6 / have["tokens"])
-    if "params" in have and "tokens" in have:
-        have.setdefault("compute", 6 * have["params"] * have["tokens"])
-    return have
-
-
 def _used(name: str, target: Mapping[str, float], variables: Sequence[str]) -> bool:
     """Whether another of the law's variables was made from this one."""
-    made = set(_completed(target)) - set(target)
+    made = set(completed(target)) - set(target)
     return name in ("compute", "params", "tokens") and bool(made & set(variables))
 
 

@@ -22,7 +22,7 @@ from mutransfer.predict.intervals import (
     profile_interval,
     student,
 )
-from mutransfer.predict.points import VARIABLES, Points
+from mutransfer.predict.points import VARIABLES, Points, completed
 from mutransfer.predict.reading import read_points
 from mutransfer.predict.units import from_nats
 from mutransfer.verdict.estimate import Estimate
@@ -212,13 +212,7 @@ class LossLaw:
                     f"predict({name}={value!r}): write a number above 0, in units of one, such as {name}=1.4e9"
                 )
             given[name] = float(value)
-        known = dict(given)
-        if "compute" in known and "params" in known:
-            known.setdefault("tokens", known["compute"] / 6 / known["params"])
-        if "compute" in known and "tokens" in known:
-            known.setdefault("params", known["compute"] / 6 / known["tokens"])
-        if "params" in known and "tokens" in known:
-            known.setdefault("compute", 6 * known["params"] * known["tokens"])
+        known = completed(given)
         if "unique_tokens" in self.variables and "tokens" in known:
             known.setdefault("unique_tokens", known["tokens"])  # nothing repeated unless it is said
         missing = [name for name in self.variables if name not in known]

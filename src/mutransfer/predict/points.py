@@ -49,3 +49,15 @@ class Points:
             run=tuple(self.run[i] for i in index),
             seed=tuple(self.seed[i] for i in index),
         )
+
+
+def completed(target: Mapping[str, float]) -> dict[str, float]:
+    """A target with what follows from C = 6·N·D (Kaplan et al. 2001.08361, eq. 2.2): the third of params, tokens and compute."""
+    have = dict(target)
+    if "compute" in have and "params" in have:
+        have.setdefault("tokens", have["compute"] / 6 / have["params"])
+    if "compute" in have and "tokens" in have:
+        have.setdefault("params", have["compute"] / 6 / have["tokens"])
+    if "params" in have and "tokens" in have:
+        have.setdefault("compute", 6 * have["params"] * have["tokens"])
+    return have

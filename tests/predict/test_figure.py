@@ -70,3 +70,23 @@ def test_the_name_decides_the_format(single: Outcome, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="format='bmp'"):
         draw_prediction({"": single}, "bmp")
     assert not (tmp_path / "loss.bmp").exists()
+
+
+def test_no_held_out_run_lies_outside_the_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of one hidden size, one of them far off: the panel of residuals reaches both, not their mean."""
+    from matplotlib.figure import Figure
+
+    from mutransfer.predict import figure as module
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(module, "_bytes", lambda figure, format: drawn.append(figure) or b"")
+    n = np.repeat(np.geomspace(1e6, 1e8, 8), 2)
+    loss = 2 + 0.5 * (n / 1e7) ** -0.4 * np.exp(0.002 * np.random.default_rng(0).standard_normal(16))
+    loss[-1] *= 1.3
+    found = foretell({"params": n, "seed": np.tile([0, 1], 8), "loss": loss}, hold_out="largest:1")
+    module.draw_prediction({"": found})
+    below = drawn[0].axes[1]
+    low, high = below.get_ylim()
+    shown = [float(y) for line in below.lines for y in np.atleast_1d(line.get_ydata())]
+    assert max(shown) > 20
+    assert low <= min(shown) and max(shown) <= high

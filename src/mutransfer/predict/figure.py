@@ -116,7 +116,7 @@ def _one(axes: Axes, below: Axes, name: str, outcome: Outcome) -> tuple[float, f
         below.plot(v[aside], _off(law, {variable: v[aside]}, loss[aside]), "x", color=GREY, ms=6, mew=1.5)
     if held:
         below.plot(at, _off(law, {variable: at}, reached), "o", mfc="white", mec=ORANGE, mew=1.6, ms=6, zorder=6)  # fmt: skip
-    off = [*_off(law, {variable: v[fitted]}, loss[fitted]), *(100 * (one.loss / one.prediction.loss - 1) for one in held)]  # fmt: skip
+    off = [*_off(law, {variable: v[fitted]}, loss[fitted]), *(_off(law, {variable: at}, reached) if held else ())]
     inside = (grid >= min(v)) & (grid <= max([*v.tolist(), *(one.at[variable] for one in held)]))
     reach = 1.15 * max(float(np.nanmax(np.abs(100 * (edge / line - 1)[inside]))) for edge in (low, high))
     most = max(1.2 * max(map(abs, off)), min(reach, 6 * max(map(abs, off)) + 1e-9), 1e-3)

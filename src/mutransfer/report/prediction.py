@@ -54,16 +54,20 @@ def _answers(outcome: Outcome) -> list[str]:
     return said
 
 
+def _rows(outcome: Outcome) -> str:
+    return "sizes" if any(len(rows) > 1 for rows in outcome.law.fit.rows) else "runs"
+
+
 def _noise(outcome: Outcome) -> str:
     fit = outcome.law.fit
-    source = f"{fit.repeats.dof} degrees of freedom from repetitions" if fit.repeats.dof else "one run per size: judged by what the law leaves"  # fmt: skip
+    source = f"{fit.dof} degrees of freedom, with {fit.repeats.dof} of repetitions" if fit.repeats.dof else "one run per size: judged by what the law leaves"  # fmt: skip
     return f"One run scatters about it by {100 * fit.sigma:.2g} % of the loss ({source})."
 
 
 def _backtest(outcome: Outcome) -> str:
     law, test = outcome.law, outcome.law.backtest
     assert test is not None
-    text = f"Fitted on the smallest {', '.join(str(len(f.fitted)) for f in test.folds)} of its runs it predicts the rest of them with an error of {100 * test.error:.2g} %, where noise alone explains {100 * test.expected:.2g} %."
+    text = f"Fitted on the smallest {', '.join(str(len(f.fitted)) for f in test.folds)} of its {_rows(outcome)} it predicts the rest of them with an error of {100 * test.error:.2g} %, where noise alone explains {100 * test.expected:.2g} %."
     tried = [c for c in law.tried if c.test is not None]
     if len(tried) > 1:
         text += f" By that error the size variable was chosen: {', '.join(f'{c.size} {100 * c.error:.2g} %' for c in tried)}; taken: {law.variables[0]}."  # fmt: skip

@@ -39,7 +39,8 @@ class Row:
     """Everything about one tensor: how it grows, under which optimizer, the ratios in force, and their derivation.
 
     `ratios` hold after absorption: `multiplier`·`branch` is what the forward pass must still carry (by a hook). `repeats`
-    is the ratio of the number of copies of this tensor over depth. `derivation` is the arithmetic behind the numbers.
+    is the ratio of the number of copies of this tensor over depth. `derivation` is the arithmetic behind the numbers. `axes` labels
+    each stored axis (out, in, kernel, stack, lookup); `parts` are the sizes along "out" of matrices fused in one tensor, at the target.
     """
 
     name: str
@@ -58,6 +59,8 @@ class Row:
     ratios: Ratios
     repeats: float
     derivation: str
+    axes: tuple[str, ...] = ()
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -243,8 +246,8 @@ def _row(data: Mapping[str, Any]) -> Row:
     for key in ("base_law", "target_law"):
         fields[key] = _typed(Law, fields[key])
     fields["ratios"] = _typed(Ratios, fields["ratios"])
-    for key in ("aliases", "base_shape", "target_shape"):
-        fields[key] = tuple(fields[key])
+    for key in ("aliases", "base_shape", "target_shape", "axes", "parts"):
+        fields[key] = tuple(fields.get(key, ()))
     return _typed(Row, fields)
 
 

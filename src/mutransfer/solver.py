@@ -210,7 +210,7 @@ class Solver:
         return Row(
             shape.name, shape.base_name, shape.aliases, shape.role, shape.kind, shape.base_shape, shape.target_shape,
             shape.fan_in, shape.fan_out, shape.block, name, base_law, target_law, ratios,
-            self.depth if inside else 1.0, text,
+            self.depth if inside else 1.0, text, shape.axes,
         )  # fmt: skip
 
     def _absorb(self, shape: TensorShape, facts: OptimizerFacts, ratios: Ratios, text: str) -> tuple[Ratios, str]:

@@ -12,15 +12,30 @@ from mutransfer.optimizers import REGISTRY
 from mutransfer.rules import Fan, Ratios, gauge, solve
 
 GOLDEN_NAMES = {
-    "SGD": "sgd",
-    "Adam/AdamW": "adamw",
-    "Lion, sign": "lion",
-    "Muon: UV^T": "muon-uvt",
-    "Muon: sqrt(max(1,out/in)) * UV^T": "muon",
-    "Muon: sqrt(out/in) * UV^T": "muon-spectral",
-    "Muon: 0.2*sqrt(max(in,out)) * UV^T": "muon-kimi",
-    "Shampoo, exponents 1/4 and 1/4": "shampoo",
+    "SGD": ["sgd"],
+    "Adam/AdamW": [
+        "adam",
+        "adamw",
+        "nadam",
+        "radam",
+        "adamax",
+        "rmsprop",
+        "adagrad",
+        "ademamix",
+        "schedule-free-adamw",
+    ],
+    "Lion, sign": ["lion", "sign", "sophia"],
+    "Muon: UV^T": ["muon-uvt"],
+    "Muon: sqrt(max(1,out/in)) * UV^T": ["muon"],
+    "Muon: sqrt(out/in) * UV^T": ["muon-spectral", "scion"],
+    "Muon: 0.2*sqrt(max(in,out)) * UV^T": ["muon-kimi"],
+    "Shampoo, exponents 1/4 and 1/4": ["shampoo"],
 }
+WITHOUT_A_ROW = {
+    "lamb",
+    "adafactor",
+    "soap",
+}  # tests/optimizers/test_steps.py measures the learning rates that they need
 VOCABULARY = 50304
 TENSORS = {  # name: role, (fan-in, fan-out) at widths 256 and 1024, in a branch
     "embedding": ("input", (1, 1), (256, 1024), False),
@@ -39,15 +54,17 @@ TABLES = {
 
 
 @pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("optimizer", GOLDEN_NAMES)
+@pytest.mark.parametrize("optimizer", [name for names in GOLDEN_NAMES.values() for name in names])
 def test_every_golden_number(shared: Path, table: str, optimizer: str) -> None:
     golden = json.loads((shared / "golden" / "ratios_N4_L4.json").read_text())
     assert set(golden) - {"what"} == set(TABLES) and set(golden[table]) == set(GOLDEN_NAMES)
     mode, exponent = TABLES[table]
-    for name, row in golden[table][optimizer].items():
+    assert {name for names in GOLDEN_NAMES.values() for name in names} | WITHOUT_A_ROW == set(REGISTRY)
+    line = next(line for line, names in GOLDEN_NAMES.items() if optimizer in names)
+    for name, row in golden[table][line].items():
         role, fan_in, fan_out, in_branch = TENSORS[name]
         ratios = solve(
-            role, Fan(*fan_in), Fan(*fan_out), REGISTRY[GOLDEN_NAMES[optimizer]],
+            role, Fan(*fan_in), Fan(*fan_out), REGISTRY[optimizer],
             depth=4.0, in_branch=in_branch, exponent=exponent, mode=mode,
         )  # fmt: skip
         assert role == row.pop("role")
@@ -55,7 +72,29 @@ def test_every_golden_number(shared: Path, table: str, optimizer: str) -> None:
             "forward_multiplier": ratios.multiplier, "branch_multiplier": ratios.branch,
             "init_std": ratios.std, "lr": ratios.lr, "decoupled_wd": ratios.decay,
         } | ({} if ratios.eps is None else {"eps": ratios.eps})  # fmt: skip
+        if ratios.eps is None:
+            row.pop("eps", None)
         assert found == pytest.approx(row, rel=1e-12), name
+
+
+def test_steps_that_follow_the_weights_at_the_golden_point() -> None:
+    """q = 1: A is RMS(W) times Adam's, so every LR is Adam's over the init ratio; absorbing a multiplier moves no LR."""
+    for name in ("lamb", "adafactor"):
+        for role, fan_in, fan_out, in_branch in TENSORS.values():
+            options = dict(depth=4.0, in_branch=in_branch)
+            ours, adam = (solve(role, Fan(*fan_in), Fan(*fan_out), REGISTRY[n], **options) for n in (name, "adamw"))
+            assert ours.lr == pytest.approx(adam.lr / adam.std) and ours.eps == adam.eps
+            assert ours.decay == pytest.approx(adam.decay * adam.std)
+            for t in (ours.multiplier, ours.branch):
+                moved = gauge(ours, t, REGISTRY[name], of="multiplier")
+                assert (moved.lr, moved.decay, moved.std) == (ours.lr, ours.decay, pytest.approx(ours.std * t))
+    head = solve("output", Fan(256, 1024), Fan(65, 65), REGISTRY["lamb"])
+    head = gauge(head, head.multiplier, REGISTRY["lamb"], of="multiplier")
+    assert (head.multiplier, head.std, head.lr, head.decay, head.eps) == (1, 1 / 4, 1, 1, 1)
+    zero = gauge(
+        solve("vector", Fan(1, 1), Fan(4, 16), REGISTRY["lamb"].at_zero), 1 / 4, REGISTRY["lamb"].at_zero, of="branch"
+    )
+    assert zero.lr == 1 / 4  # a bias of zeros has no RMS: Adam's rule
 
 
 def test_absorbed_golden_cases_of_the_theory() -> None:
@@ -143,9 +182,10 @@ def test_gauges_compose_and_leave_the_update_of_the_function_alone(role, optimiz
     )
     for field, value in once.__dict__.items():
         assert value == (None if value is None else pytest.approx(getattr(twice, field), rel=1e-9))
-    # mult·std, and mult·lr·‖A‖ with A of degree p in a gradient that carries the multiplier, are invariant
+    # mult·std, and mult·lr·‖A‖ with A of degree p in a gradient that carries the multiplier and q in the weight, are invariant
     assert once.multiplier * once.std == pytest.approx(r.multiplier * r.std)
-    assert once.multiplier ** (1 + facts.degree) * once.lr == pytest.approx(r.multiplier ** (1 + facts.degree) * r.lr)
+    power = 1 + facts.degree - facts.weight
+    assert once.multiplier**power * once.lr == pytest.approx(r.multiplier**power * r.lr)
     assert once.lr * once.decay == pytest.approx(r.lr * r.decay)
 
 

@@ -28,9 +28,12 @@ def derivation(
     if role == "hidden":
         parts.append(f"std=a^-½={ratios.std:g}")
     seen = (fan_out, fan_in) if upside_down else (fan_in, fan_out)
-    step = root(squared_step_ratio(facts, *seen, Fraction(ratios.gradient) ** 2, mode))
+    rms = Fraction(ratios.std) ** (2 * facts.weight)
+    step = root(squared_step_ratio(facts, *seen, Fraction(ratios.gradient) ** 2, mode) * rms)
     stored = " of (rows, columns) = (in, out)" if upside_down and facts.matrix_only else ""
-    parts.append(f"‖A‖={'c·α·√(a/b)' if facts.norm == GRADIENT else facts.norm}{stored} ×{step:g}")
+    parts.append(
+        f"‖A‖={'c·α·√(a/b)' if facts.norm == GRADIENT else facts.norm}{stored}{'·RMS(W)' if facts.weight else ''} ×{step:g}"
+    )
     parts.append(f"lr={'L^(e−1)' if depth != 1.0 else '1'}/(c·√(a/b)·‖A‖)={ratios.lr:g}")
     if ratios.eps is not None:
         size = {"element": "c·α/b", "frobenius": "c·α·√(a/b)", "outer": "(c·α)²·a/b"}[facts.eps_kind or "element"]

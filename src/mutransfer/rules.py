@@ -8,11 +8,13 @@ forward multiplier, α = L^(−e) the multiplier of its residual branch (e = 1: 
     c         = 1/a for an output tensor (logits × 1/N), else 1
     init std  = a^−½ hidden, else 1
     ‖G‖_F     = c·α·√(a/b)            |G_ij| = c·α/b
+    ‖A‖₂      = norm·RMS(W)^q, where RMS(W) is the init std     (q = 0 for most; 1 for LAMB and Adafactor)
     lr        = L^(e−1)[in branch] / (c·√(a/b)·‖A‖₂)
     decoupled decay = 1/lr            coupled L2 = 1/lr (degree 1), |G_ij|/|W_ij| = c²·α·a/b (degree 0)
     eps       = |G_ij| (element), ‖G‖_F (frobenius), ‖G‖_F² (outer)
 
-The gauge (exact): for any t > 0, `mult/t, std·t, lr·t^(1+p), wd/t^(1+p), eps/t (outer: t²), L2/t²` changes nothing.
+The gauge (exact): for any t > 0, `mult/t, std·t, lr·t^(1+p−q), wd/t^(1+p−q), eps/t (outer: t²), L2/t²` changes nothing: with
+`W' = tW` and `G' = G/t` the raw step is `A' = t^(q−p)·A`, and `lr'·A'` must be `t·lr·A`. At p = 0, q = 1 no learning rate moves.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ def root(square: Fraction) -> float:
 
 
 def squared_step_ratio(facts: OptimizerFacts, fan_in: Fan, fan_out: Fan, gradient: Fraction, mode: Mode) -> Fraction:
-    """Ratio of ‖A‖₂², the raw step's operator norm. Exact: real fans. Asymptotic: growing fans dominate fixed ones.
+    """Ratio of ‖A‖₂² at RMS(W) = 1, the raw step's operator norm. Exact: real fans. Asymptotic: growing ones dominate fixed ones.
 
     The two differ where a formula compares a growing with a fixed fan: a 50,304-way head under 0.2√max(in,out).
     """
@@ -132,12 +134,14 @@ def solve(
     element2 = c**2 * alpha2 / b**2
     gradient2 = c**2 * alpha2 * a / b
     seen = (fan_out, fan_in) if upside_down else (fan_in, fan_out)
-    lr2 = blocks ** (twice - 2) / (c**2 * a / b * squared_step_ratio(facts, *seen, gradient2, mode))
+    std2 = 1 / a if role == "hidden" else Fraction(1)
+    step2 = squared_step_ratio(facts, *seen, gradient2, mode) * std2**facts.weight
+    lr2 = blocks ** (twice - 2) / (c**2 * a / b * step2)
     eps2 = {None: None, "element": element2, "frobenius": gradient2, "outer": gradient2**2}[facts.eps_kind]
     return Ratios(
         multiplier=float(c),
         branch=root(alpha2),
-        std=root(1 / a) if role == "hidden" else 1.0,
+        std=root(std2),
         lr=root(lr2),
         decay=root(1 / lr2),
         l2=root(1 / lr2) if facts.degree == 1 else root(element2 * a**2 * c**2),
@@ -149,11 +153,11 @@ def solve(
 def gauge(ratios: Ratios, t: float, facts: OptimizerFacts, *, of: Literal["multiplier", "branch"]) -> Ratios:
     """Move a factor t of the forward multiplier (or branch multiplier) into the tensor: exact, function and path alike.
 
-    theory §4: `mult/t, std·t, lr·t^(1+p), wd/t^(1+p), eps/t, outer eps/t², L2/t²`; the gradient shrinks like 1/t.
+    `mult/t, std·t, lr·t^(1+p−q), wd/t^(1+p−q), eps/t, outer eps/t², L2/t²`; the gradient shrinks like 1/t (head of this file).
     """
     if t <= 0:
         raise InputError(f"a gauge factor must be positive, got {t}")
-    power = t ** (1 + facts.degree)
+    power = t ** (1 + facts.degree - facts.weight)
     eps = ratios.eps if ratios.eps is None else ratios.eps / (t * t if facts.eps_kind == "outer" else t)
     return replace(
         ratios,

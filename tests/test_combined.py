@@ -31,7 +31,7 @@ def test_at_ratio_one_it_is_the_hand_made_pair_bit_for_bit(make, scaling: str) -
     """One base LR: Muon on the hidden matrices, AdamW on the rest, each with its own defaults."""
     plan = mt.plan(make, base=BASE, target=BASE, optimizer=scaling)
     ours, theirs = build(make, BASE), build(make, BASE)
-    optimizer = plan.optimizer(plan.initialize(ours), lr=0.02)
+    optimizer = plan.optimizer(plan.initialize(ours), lr=0.02, engine="torch")
     hidden = [p for n, p in theirs.named_parameters() if p.ndim == 2 and n.split(".")[0] in ("blocks", "layers")]
     rest = [p for p in theirs.parameters() if all(p is not q for q in hidden)]
     adjust = "match_rms_adamw" if scaling == "muon-kimi" else None

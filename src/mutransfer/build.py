@@ -8,14 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from mutransfer import branches
+from mutransfer import branches, sparsity
+from mutransfer.assignment import assign
 from mutransfer.construct import Factory, check_third_size, confirmed, construct, measured
+from mutransfer.duration import Duration
 from mutransfer.errors import InputError
-from mutransfer.groups import remember
 from mutransfer.laws import Law
 from mutransfer.optimizers import OptimizerFacts, facts_for
 from mutransfer.plans import Plan
-from mutransfer.recipes import recipe_named
+from mutransfer.recipes import PLACEMENTS, Recipe, chosen_recipe
 from mutransfer.rules import MODES, Mode
 from mutransfer.shapes import compare_with_stacks
 from mutransfer.solver import Solver
@@ -28,38 +29,51 @@ def plan(
     *,
     base: Mapping[str, Any] | nn.Module,
     target: Mapping[str, Any] | None = None,
-    optimizer: str | type | OptimizerFacts = "adamw",
-    recipe: str = "mup",
+    optimizer: str | type | OptimizerFacts | Mapping[str, str | type | OptimizerFacts] | None = None,
+    recipe: str | Recipe = "mup",
     mode: Mode = "exact",
-    placement: str = "absorbed",
+    placement: str | None = None,
     fallback: str = "adamw",
     axes: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
     branch_out: str | Sequence[str] = (),
     head_size: tuple[int, int] | None = None,
+    fused: Mapping[str, int | Sequence[int]] | None = None,
+    batch: tuple[float, float] | None = None,
+    tokens: tuple[float, float] | None = None,
+    steps: tuple[float, float] | None = None,
+    duration: str | None = None,
+    density: float | tuple[float, float] | None = None,
 ) -> Plan:
     """What must change from base to target, tensor by tensor: the spectral condition solved for the user's own model.
 
     `model` is a factory, called as `model(**base)` and `model(**target)` on the meta device, or the target module itself
     with `base` the base module. `optimizer` is a name, a class, or OptimizerFacts; one that works on matrices runs the hidden
-    matrices, `fallback` the rest. `placement` "absorbed" leaves the forward untouched wherever the gauge allows it;
-    "multiplier" carries output and branch multipliers by hooks. `axes`, `roles`, `branch_out` and `head_size` answer what
-    shapes and names leave open. Source of every number: `rules.py`.
+    matrices, `fallback` the rest; a mapping splits otherwise, by place (input, hidden, output, vector) or name pattern, first match:
+    {"hidden": "muon-kimi", "output": "sgd", "*": "adamw"}. `placement` "absorbed" leaves the forward untouched wherever the gauge allows it;
+    "multiplier" carries output and branch multipliers by hooks. `axes`, `roles`, `branch_out`, `head_size` and `fused` (how many
+    matrices a tensor holds along its fan-out) answer what shapes and names leave open. Source of every number: `rules.py`.
+    `batch`, and `tokens` or `steps`, are (base, target) of the whole run: with the rule `duration` ("completed-p", "sde" or "ema", all
+    uncertain, see `duration.py`) the plan changes lr, betas, eps and decay for them too; without them it knows nothing of batch and length.
+    `recipe` is a name or a `Recipe`; its own optimizer and placement hold where none is given (else "adamw", "absorbed"). `density`
+    keeps that fraction of every hidden matrix, of a dense base, or of one as sparse as the first of two numbers (`sparsity.py`).
+    `placement` "unit" gives every weight std 1 and carries the rest by hooks (`unit.py`).
     Raises InputError for anything ambiguous, naming the tensor, both shapes and the line to write.
     """
-    chosen = recipe_named(recipe)
-    if placement not in ("absorbed", "multiplier"):
-        raise InputError(f"placement={placement!r}: 'absorbed' or 'multiplier'")
+    chosen = chosen_recipe(recipe)
+    optimizer = chosen.optimizer or "adamw" if optimizer is None else optimizer
+    placement = chosen.placement or "absorbed" if placement is None else placement
+    if placement not in PLACEMENTS:
+        raise InputError(f"placement={placement!r}: {', '.join(map(repr, PLACEMENTS[:-1]))} or {PLACEMENTS[-1]!r}")
+    sparse = sparsity.parse(density)
+    if not chosen.width and sparse != (1.0, 1.0):
+        raise InputError(f"density={density!r}: recipe={chosen.name!r} scales nothing; use recipe='supar' or 'mup'")
     if mode not in MODES:
         raise InputError(f"mode={mode!r}: one of {', '.join(MODES)}")
     patterns = [branch_out] if isinstance(branch_out, str) else branch_out
     _check_options(axes, roles, patterns, head_size)
-    main, rest = facts_for(optimizer), facts_for(fallback)
-    if rest.matrix_only:
-        raise InputError(
-            f"fallback={fallback!r} works on matrices only; name one for embeddings and vectors, e.g. 'adamw'"
-        )
-    names = _key(optimizer, main), fallback if main.matrix_only else _key(optimizer, main)
+    for given in (*(optimizer.values() if isinstance(optimizer, Mapping) else (optimizer,)), fallback):
+        facts_for(given)  # an unknown one is an error before anything is built
     big, big_laws, small, small_laws, sizes = _build(model, base, target, axes, roles)
     shapes, stacks = compare_with_stacks(small, big, axes=axes, roles=roles)
     if sizes and sizes[0] != sizes[1] and not stacks and all(s.base_shape == s.target_shape for s in shapes):
@@ -68,16 +82,18 @@ def plan(
     depth = branches.depth_ratio(serial)
     if sizes and depth == 1.0 and chosen.depth_exponent is not None:
         _refuse_hidden_depth(chosen.name, *sizes)
+    assigned = assign(optimizer, fallback, shapes, roles, fused)
+    longer = Duration.of(duration, batch, tokens, steps, assigned.facts)
     solver = Solver(
-        chosen, main, rest, names, mode, placement, depth, serial, shapes, big, small, big_laws, roles, sizes is None
+        chosen, assigned.of, mode, placement, depth, serial, shapes, big, small, big_laws, sizes is None, roles, sparse
     )
     rows = solver.rows(small_laws, patterns, head_size)
     return Plan(
         rows=tuple(rows),
-        facts={names[0]: main} | ({names[1]: rest} if main.matrix_only else {}),
-        optimizer_name=names[0],
-        fallback=names[1],
-        optimizer_path=remember(optimizer),
+        facts=assigned.facts,
+        optimizer_name=assigned.main,
+        fallback=assigned.fallback,
+        classes=assigned.classes,
         recipe=chosen.name,
         mode=mode,
         placement=placement,
@@ -86,7 +102,10 @@ def plan(
         base=_plain(sizes[0]) if sizes else None,
         target=_plain(sizes[1]) if sizes else None,
         hooks=tuple(solver.hooks),
-        notes=tuple(dict.fromkeys(solver.notes)),
+        notes=tuple(dict.fromkeys((*assigned.notes, *solver.notes))),
+        duration=longer,
+        parametrization=chosen,
+        zeros=tuple(solver.zeros),
     )
 
 
@@ -99,12 +118,6 @@ def _check_options(axes: Any, roles: Any, branch_out: Any, head_size: Any) -> No
     pair = isinstance(head_size, list | tuple) and len(head_size) == 2
     if head_size is not None and not (pair and all(type(size) is int and size > 0 for size in head_size)):
         raise InputError(f"head_size={head_size!r}: write head_size=(base, target), such as head_size=(64, 128)")
-
-
-def _key(optimizer: Any, facts: OptimizerFacts) -> str:
-    if isinstance(optimizer, str):
-        return optimizer.lower()
-    return optimizer.__name__.lower() if isinstance(optimizer, type) else facts.name
 
 
 def _refuse_hidden_depth(recipe: str, base: Mapping[str, Any], target: Mapping[str, Any]) -> None:

@@ -42,6 +42,19 @@ class CombinedOptimizer(Optimizer):
             part.step()
         return loss
 
+    def train(self) -> None:
+        """Put parts that average their iterates (schedule-free) on the point where gradients are taken."""
+        self._switch("train")
+
+    def eval(self) -> None:
+        """Put parts that average their iterates (schedule-free) on the average, for validation and checkpoints."""
+        self._switch("eval")
+
+    def _switch(self, mode: str) -> None:
+        for part in self.parts:
+            if callable(switch := getattr(part, mode, None)):
+                switch()
+
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles take the parts along."""
         return {**super().__getstate__(), "parts": self.parts}

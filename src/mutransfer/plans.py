@@ -19,13 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from mutransfer import hooks as hook_tools
+from mutransfer import sparsity, zeroing
+from mutransfer.duration import Duration
+from mutransfer.engines import Engine
 from mutransfer.errors import InputError
 from mutransfer.files import write_whole
 from mutransfer.hooks import Hook
 from mutransfer.laws import Law
 from mutransfer.optimizers import OptimizerFacts
+from mutransfer.recipes import Change, Recipe
 from mutransfer.rules import Fan, Ratios
 from mutransfer.shapes import parameters_of
+from mutransfer.zeroing import Zero
 
 VERSION = 1
 
@@ -61,6 +66,7 @@ class Row:
     derivation: str
     axes: tuple[str, ...] = ()
     parts: tuple[int, ...] = ()
+    density: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Plan:
     facts: dict[str, OptimizerFacts]
     optimizer_name: str
     fallback: str
-    optimizer_path: str | None
+    classes: dict[str, str]
     recipe: str
     mode: str
     placement: str
@@ -81,6 +87,9 @@ class Plan:
     target: dict[str, Any] | None
     hooks: tuple[Hook, ...] = ()
     notes: tuple[str, ...] = ()
+    duration: Duration | None = None
+    parametrization: Recipe | None = None
+    zeros: tuple[Zero, ...] = ()
 
     # ---------------------------------------------------------------- reading
 
@@ -98,7 +107,16 @@ class Plan:
     def identity(self) -> bool:
         """Whether every ratio is 1 and no hook is needed: the user's own model and optimizer, bit for bit."""
         ones = (1.0, None)
+        if self.duration is not None and not self.duration.identity:
+            return False
+        if self.zeros or any(row.density != 1.0 for row in self.rows):
+            return False
         return not self.hooks and all(all(v in ones for v in asdict(row.ratios).values()) for row in self.rows)
+
+    @property
+    def standard(self) -> bool:
+        """Whether nothing is scaled at all: the user's own code at every size."""
+        return self.recipe == "sp" or (self.parametrization is not None and not self.parametrization.width)
 
     def __str__(self) -> str:
         from mutransfer.table import render
@@ -111,7 +129,10 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only."""
-        return {"version": VERSION, **asdict(self)}
+        data = asdict(self)
+        if self.duration is None:
+            del data["duration"]  # plans without one read as they always did
+        return {"version": VERSION, **data}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -125,7 +146,15 @@ class Plan:
             fields["rows"] = tuple(_row(row) for row in fields["rows"])
             fields["facts"] = {name: _typed(OptimizerFacts, facts) for name, facts in fields["facts"].items()}
             fields["hooks"] = tuple(_typed(Hook, hook) for hook in fields["hooks"])
+            fields["zeros"] = tuple(_typed(Zero, zero) for zero in fields.get("zeros", ()))
+            if fields.get("parametrization") is not None:
+                fields["parametrization"] = _recipe(fields["parametrization"])
             fields["notes"] = tuple(fields["notes"])
+            if fields.get("duration") is not None:
+                fields["duration"] = Duration.from_dict(fields["duration"])
+            if path := fields.pop("optimizer_path", None):  # plans saved when one optimizer ran everything
+                fields["classes"] = {fields["optimizer_name"]: path}
+            fields.setdefault("classes", {})
             return _typed(cls, fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"not a plan: {type(error).__name__}: {error}") from error
@@ -158,13 +187,20 @@ class Plan:
         """
         from mutransfer.initialize import initialize
 
+        sparsity.start(self, model, redraw)
         initialize(self, model, seed, redraw)
+        zeroing.apply(self, model)
+        sparsity.attach(self, model, seed)
         return self.attach(model)
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """Register the plan's multiplier hooks on a model whose weights are loaded from elsewhere (idempotent)."""
+        """Register the plan's multiplier hooks on a model whose weights are loaded from elsewhere (idempotent).
+
+        Under a density below 1 it also gets its masks, which a state dict loaded afterwards fills with those that were saved.
+        """
         _check_model(model)
         hook_tools.attach(model, self.hooks)
+        sparsity.attach(self, model)
         return model
 
     def groups(
@@ -174,15 +210,19 @@ class Plan:
         weight_decay: float | None = None,
         eps: float | None = None,
         overrides: Mapping[str, Mapping[str, float]] | None = None,
+        **memories: Any,
     ) -> list[dict[str, Any]]:
         """Param groups for the user's own optimizer class: the base's lr, decay and eps times each tensor's ratios.
 
         One group per distinct setting. `overrides` gives other *base* values by pattern, {"*.bias": {"weight_decay": 0}}.
+        A plan with a duration changes memories too: give the base's betas, momentum or alpha here and not to the class.
         Each group also holds `names`, `optimizer` (its canonical name) and `base` (the base's own values) for `verify`.
         """
+        from mutransfer.duration import given_memories
         from mutransfer.groups import groups
 
-        return groups(self, model, lr, weight_decay, eps, overrides)
+        given = given_memories(self.duration, self.facts, memories)
+        return groups(self, model, lr, weight_decay, eps, overrides, memories=given)
 
     def optimizer(
         self,
@@ -191,12 +231,21 @@ class Plan:
         weight_decay: float | None = None,
         *,
         overrides: Mapping[str, Mapping[str, float]] | None = None,
+        engine: Engine = "auto",
+        each: Mapping[str, Mapping[str, Any]] | None = None,
         **settings: Any,
     ) -> torch.optim.Optimizer:
-        """A torch optimizer for this model from the base's settings; Muon + AdamW behind one interface where planned."""
+        """A torch optimizer for this model from the base's settings; Muon + AdamW behind one interface where planned.
+
+        `settings` go to every class that takes them, `each={"adamw": {"betas": …}}` to one of the mix. A Muon given by name runs in
+        torch's class or ours, as `engine` says: "torch", "own", or "auto" (torch's where it serves, see `engines.choose`).
+        """
         from mutransfer.groups import optimizer
 
-        return optimizer(self, model, lr, weight_decay, overrides, settings)
+        made = optimizer(self, model, lr, weight_decay, overrides, engine, each, settings)
+        if any(row.density < 1 for row in self.rows):
+            made.register_step_post_hook(sparsity.remask)
+        return made
 
     def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> Tensor:
         """Clip by a norm that means the same at every size; returns it (as torch's does), and equals torch's at ratio 1.
@@ -211,11 +260,13 @@ class Plan:
     def verify(self, optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> dict[str, float]:
         """Are the ratios still what the plan says? Returns {"lr": the base LR implied now}; any time.
 
-        Raises PlanError naming the first tensor whose LR, decay or eps has left its ratio (a schedule that set absolute
+        Raises PlanError naming the first tensor whose LR, decay, eps (or, in a plan with a duration, betas) has left its ratio (a schedule that set absolute
         rates, a state loaded from another width), whose state has another shape, or whose multiplier hook is missing.
         """
         from mutransfer.groups import verify
 
+        if model is not None:
+            sparsity.check(self, model)
         return verify(self, optimizer, model)
 
     def named(self, model: nn.Module) -> list[tuple[Row, nn.Parameter]]:
@@ -237,6 +288,15 @@ class Plan:
         if missing:
             raise PlanError(f"the model lacks {sorted(missing)[0]!r}, which the plan has")
         return result
+
+
+def _recipe(data: Mapping[str, Any]) -> Recipe:
+    fields = dict(data)
+    changes = ({**change, "kinds": tuple(change["kinds"])} for change in fields.get("changes", ()))
+    fields["changes"] = tuple(_typed(Change, change) for change in changes)
+    fields["multipliers"] = tuple((kind, factor) for kind, factor in fields.get("multipliers", ()))
+    fields["zero"] = tuple(fields.get("zero", ()))
+    return Recipe(**fields)
 
 
 def _row(data: Mapping[str, Any]) -> Row:

@@ -101,6 +101,16 @@ def _query_rows(module: nn.Module) -> int | None:
     return query or output or (bare[0] if len(bare) == 2 and bare[0] == bare[1] else None)
 
 
+def is_query(name: str) -> bool:
+    """Whether a module or parameter of this name projects to queries."""
+    return _QUERY.match(name) is not None
+
+
+def is_packed(name: str) -> bool:
+    """Whether a module or parameter of this name projects to queries, keys and values at once."""
+    return _PACKED.match(name) is not None
+
+
 def looks_like_attention(module: nn.Module) -> bool:
     """Whether the module owns a query or a packed projection. Mamba's mixers have an `in_proj` too, and no heads to scale."""
     if isinstance(module, nn.MultiheadAttention):
@@ -131,10 +141,12 @@ def factors(
     counterpart: dict[str, str],
     declared: tuple[int, int] | None,
     laws: dict[str, Law],
+    absolute: bool = False,
 ) -> tuple[list[Absorbed], list[Hook], list[str]]:
     """What the attention modules whose head size grows must absorb; hooks where nothing can; notes for the table.
 
-    `counterpart` maps target module paths to base ones; `declared` is the user's own (d_base, d_target).
+    `counterpart` maps target module paths to base ones; `declared` is the user's own (d_base, d_target). With `absolute` every
+    attention gets q·k/d, at the base too, whatever its own code has there.
     Raises InputError when the head size grows and no query projection can be found.
     """
     absorbed: list[Absorbed] = []
@@ -150,18 +162,18 @@ def factors(
             notes += _size_factors(path, partner, module)
             continue
         before, after = declared or (head_size(partner), head_size(module))
-        if not known and before == after:
+        if not known and before == after and not absolute:
             continue
         if before is None or after is None:
             same = [p.shape for p in partner.parameters()] == [p.shape for p in module.parameters()]
-            if not known or same:
+            if (not known or same) and not absolute:
                 notes.append(f"{path}: its head size is not declared by an attribute; taken as fixed")
                 continue
             raise InputError(
                 f"{path!r} ({type(module).__name__}): its head size is not declared by an attribute such as n_heads or "
                 f"head_dim, and logits need a factor if it grows; say head_size=(base, target), e.g. head_size=(64, 64)"
             )
-        if before == after:
+        if before == after and not absolute:
             continue
         if _cosine(module):
             notes.append(f"{path}: queries and keys are normalised to unit vectors; the head size needs no factor")
@@ -169,12 +181,17 @@ def factors(
         ratio = before / after
         scales = _own_scale(partner), _own_scale(module)
         wanted = ratio**0.5
-        if scales[0] is not None and scales[1] is not None:
+        if absolute:
+            wanted = 1 / (after * (scales[1] or after**-0.5))
+            if abs(wanted - 1) < 1e-6:
+                continue  # the code's own scale is 1/d
+        elif scales[0] is not None and scales[1] is not None:
             wanted = ratio / (scales[1] / scales[0])  # the code's own growth of the scale counts
             if abs(wanted - 1) < 1e-6:
                 notes.append(f"{path}: head size {before} → {after}, its own scale already falls like 1/d")
                 continue
-        more, hook = _place(path, module, wanted, f"attention q·k/d: head size {before} → {after}", laws)
+        sizes = f"{before} → {after}" if before != after else f"{after}, at every size"
+        more, hook = _place(path, module, wanted, f"attention q·k/d: head size {sizes}", laws)
         absorbed += more
         hooks += hook
     return absorbed, hooks, notes

@@ -54,7 +54,7 @@ def _sharded(parameter: Tensor) -> bool:
 
 def _wanted(plan: Plan, row: Row) -> Law:
     """The law at the target. Standard parametrization keeps what the target's own code draws."""
-    if plan.recipe == "sp":
+    if plan.standard:
         return row.target_law
     return row.base_law.scaled(row.ratios.std)
 
@@ -101,7 +101,7 @@ def _draw(parameter: Any, law: Law, seed: int, name: str) -> None:
 def _rescale(plan: Plan, row: Row, parameter: Tensor, seed: int) -> None:
     """Turn the tensor's own draw into the wanted law by an affine map; by nothing at all where it has it already."""
     wanted = _wanted(plan, row)
-    if plan.recipe == "sp" or (row.target_law.kind != "unknown" and wanted == row.target_law):
+    if plan.standard or (row.target_law.kind != "unknown" and wanted == row.target_law):
         return
     own = _own(row, parameter)
     if wanted.kind == "unknown":  # the base could not be read: keep the target's own law at the plan's ratio

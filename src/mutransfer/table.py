@@ -82,6 +82,8 @@ def render(plan: Plan, width: int = 150) -> str:
             formulas.setdefault(row.derivation, []).append(name)
         for derivation, names in formulas.items():
             console.print(f"{', '.join(names)}:\n    {derivation}", markup=False)
+        for line in plan.duration.lines(number) if plan.duration is not None else ():
+            console.print(line, markup=False)
         for hook in plan.hooks:
             console.print(
                 f"hook: {hook.where} of {hook.module or 'the model'} × {number(hook.factor)} ({hook.reason})",

@@ -10,9 +10,12 @@ from typing import Any, Literal
 
 from torch import nn
 
+from mutransfer.duration import Duration
 from mutransfer.errors import InputError
 from mutransfer.models import GPT, MLP, GPTConfig, MLPConfig, ResNet, ResNetConfig
+from mutransfer.models.config import LATER
 from mutransfer.optimizers import facts_for
+from mutransfer.optimizers.classes import check_run
 from mutransfer.recipes import recipe_named
 from mutransfer.rules import MODES, Mode
 from mutransfer.train.schedule import SCHEDULES, Schedule
@@ -76,6 +79,13 @@ class RunConfig:
     """Save after every so many updates and after the last one; 0: only after the last one."""
     device: str = "auto"
 
+    duration: str | None = field(default=None, metadata=LATER)
+    """The rule by which lr, betas, eps and decay follow batch and length (`mutransfer.duration`); None: they do not."""
+    base_batch: int | None = field(default=None, metadata=LATER)
+    """The base's `batch`, under `duration`; None: the same."""
+    base_steps: int | None = field(default=None, metadata=LATER)
+    """The base's `steps`, under `duration`; None: as many as give the same number of rows in all."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.model, ModelConfig):
             raise InputError(f"model={self.model!r}: give a GPTConfig, an MLPConfig or a ResNetConfig")
@@ -93,10 +103,12 @@ class RunConfig:
         self._check_names()
         self._check_numbers()
         self._check_sizes()
+        self._check_duration()
 
     def _check_names(self) -> None:
         recipe_named(self.recipe)
         facts_for(self.optimizer)
+        check_run(self.optimizer, self.schedule)
         _choice("mode", self.mode, MODES)
         _choice("placement", self.placement, PLACEMENTS)
         _choice("schedule", self.schedule, SCHEDULES)
@@ -154,6 +166,35 @@ class RunConfig:
                 )
         self.build_base_config()  # a base that cannot be built is an error now, not at the start of the run
 
+    def _check_duration(self) -> None:
+        for name in ("base_batch", "base_steps"):
+            value = getattr(self, name)
+            if value is not None:
+                _integer(name, value, low=1)
+                if self.duration is None:
+                    raise InputError(f"{name}={value} needs a rule: give duration='completed-p', or leave out {name}")
+        if self.duration is not None and "context" in self.base:
+            raise InputError(
+                f"base={self.base!r} with duration={self.duration!r}: batches are counted in rows, so give one context"
+            )
+        facts = {self.optimizer: facts_for(self.optimizer)}
+        if facts[self.optimizer].matrix_only:
+            facts["adamw"] = facts_for("adamw")
+        longer = self.longer
+        made = Duration.of(self.duration, longer.get("batch"), None, longer.get("steps"), facts)
+        if made is not None:  # a beta below 0 is an error now, not at the start of the run
+            for name in facts:
+                made.remembered(name, {"betas": self.betas, "momentum": self.momentum})
+
+    @property
+    def longer(self) -> dict[str, Any]:
+        """The options of `mutransfer.plan` that say how batch and length differ from the base's; none without `duration`."""
+        if self.duration is None:
+            return {}
+        batch = (self.base_batch or self.batch, self.batch)
+        steps = {} if self.base_steps is None else {"steps": (self.base_steps, self.steps)}
+        return {"duration": self.duration, "batch": batch, **steps}
+
     @property
     def model_kind(self) -> str:
         """ "gpt", "mlp" or "resnet"."""
@@ -174,7 +215,11 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the model's fields are under "model" together with its "kind"."""
-        out = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        out = {
+            f.name: _plain(getattr(self, f.name))
+            for f in fields(self)
+            if not (f.metadata.get("later") and getattr(self, f.name) == f.default)
+        }
         model = {
             f.name: _plain(getattr(self.model, f.name), f.default)
             for f in fields(self.model)

@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 from mutransfer.build import plan as make_plan
 from mutransfer.clip import grad_norm
 from mutransfer.data import Data
+from mutransfer.engines import class_of
 from mutransfer.errors import InputError
 from mutransfer.files import write_atomic
-from mutransfer.optimizers import optimizer_class
+from mutransfer.optimizers.classes import ready, run_settings
 from mutransfer.plans import Plan
 from mutransfer.train.checkpoint import (
     CHECKPOINT,
@@ -150,7 +151,10 @@ class Run:
         """Make the updates that remain, or those up to `until`, and return the result."""
         end = self.config.steps if until is None else min(until, self.config.steps)
         if self.status == "running":
+            ready(self.optimizer)
             self._loop(on_log, end)
+            if self.status == "finished":
+                self._average()  # what the run leaves behind is the model that was validated
             self._save()
         result = self._result()
         if self.path is not None and self.status != "running" and self.ranks.main:
@@ -248,12 +252,19 @@ class Run:
     def _validate(self) -> float:
         """Mean loss over the validation batches in eval mode; touches neither the weights nor the generators."""
         self.model.eval()
+        self._average()
         losses = [self._mean_loss(x, y) for x, y in self.task.validation()]
+        ready(self.optimizer)
         self.model.train()
         own = torch.stack(losses).cpu().double() if losses else torch.zeros(0, dtype=torch.float64)
         total, count = self.ranks.sum(torch.stack([own.sum(), own.new_tensor(len(own))])).tolist()
         self.val_loss = mean = total / count
         return mean
+
+    def _average(self) -> None:
+        """Put a schedule-free optimizer's averaged iterate into the model, where it has one."""
+        if callable(switch := getattr(self.optimizer, "eval", None)):
+            switch()
 
     def _mean_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of a validation batch, no more rows at once than a micro-batch has: no more memory than training."""
@@ -315,14 +326,18 @@ class Run:
 
 
 def _make_optimizer(config: RunConfig, plan: Plan, model: nn.Module) -> Optimizer:
-    """The plan's optimizer with those of the config's settings that its class (or, in a mix, one of them) takes."""
-    accepted: set[str] = set()
+    """The plan's optimizer with those of the config's settings that its class (or, in a mix, each of them) takes.
+
+    Adafactor keeps its own eps₁, a clamp that the eps of other optimizers would turn into a part of the step.
+    """
+    each: dict[str, dict[str, Any]] = {}
+    takes_eps = False
     for name in {row.optimizer for row in plan.rows}:
-        cls = optimizer_class(name)
-        accepted |= set(inspect.signature(cls).parameters) if cls is not None else set()
-    settings: dict[str, Any] = {"betas": config.betas, "momentum": config.momentum, "eps": config.eps}
-    taken = {name: value for name, value in settings.items() if name in accepted}
-    return plan.optimizer(model, lr=config.lr, weight_decay=config.weight_decay, **taken)
+        cls = class_of(plan, name)
+        each[name] = run_settings(cls, config.betas, config.momentum)
+        takes_eps |= "eps" in inspect.signature(cls).parameters and not plan.facts[name].floor
+    eps: dict[str, Any] = {"eps": config.eps} if takes_eps else {}
+    return plan.optimizer(model, lr=config.lr, weight_decay=config.weight_decay, each=each, **eps)
 
 
 def _resolve_plan(config: RunConfig, given: Plan | None, saved: dict[str, Any] | None, path: Path | None) -> Plan:
@@ -343,6 +358,7 @@ def _resolve_plan(config: RunConfig, given: Plan | None, saved: dict[str, Any] |
         recipe=config.recipe,
         mode=config.mode,
         placement=config.placement,
+        **config.longer,
     )
 
 

@@ -6,23 +6,27 @@ import fnmatch
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from mutransfer.axes import is_norm
 from mutransfer.blocks import Stack, block_of, collapse
 from mutransfer.errors import InputError
-from mutransfer.reading import addends, result_of
-from mutransfer.shapes import TensorShape, clean
-
-_ENDS = re.compile(
-    r"(^|\.)(c_proj|out_proj|o_proj|wo|w_o|proj_out|down_proj|w_down|down|fc2|fc_out|linear2|lin2|out_lin|w2|dense_4h_to_h|pwconv2|"
-    r"output\.dense|(self_)?att(entio)?n\.dense|to_out(\.\d+)?|proj|out|o|output_proj|attn_out|ff_out|mlp_out)$"
+from mutransfer.named_branches import (
+    SHORTCUT,
+    check_sizes,
+    ends_by_name,
+    refuse_normalised,
+    tensors_of,
+    unknown,
+    with_bias,
 )
-_SHORTCUT = re.compile(r"(^|\.)(downsample|shortcut|skip|residual_proj|identity)(\.|$)")
+from mutransfer.shapes import TensorShape, clean
+from mutransfer.trace_branches import Branch, Traced, matrix_names, trace
+
 _PARALLEL = re.compile(r"(^|[._])(experts?|heads?|towers?|adapters?|codebooks?)$")
 _SERIAL = re.compile(r"(^|[._])(blocks?|layers?|stages?|resnets?|h|body|units?|cells?|modules?|transformers?)$")
-_GATES = re.compile(r"(^|\.)(se|se_\w+|squeeze\w*|eca|cbam|gate|router)(\.|$)")
 
 
 def depth_stacks(stacks: Sequence[Stack]) -> list[Stack]:
@@ -39,45 +43,236 @@ def depth_ratio(stacks: Sequence[Stack]) -> float:
 
 def in_branch(name: str, stacks: Sequence[Stack]) -> bool:
     """Whether this tensor is multiplied by its residual branch's factor: inside a block, and not on its shortcut."""
-    return block_of(name, stacks) is not None and not _SHORTCUT.search(name)
+    return block_of(name, stacks) is not None and not SHORTCUT.search(name)
+
+
+@dataclass(frozen=True)
+class End:
+    """Where a branch ends: the tensors that its multiplier can move into (none: only a hook can carry it), by module.
+
+    `site` is the module on whose output a hook does the same (None: no module returns the branch). `series` counts the
+    matrices one after another in the branch, where that is known; `traced` tells that the graph of a forward pass showed it.
+    `own` is what the target's own forward multiplies the branch by over what the base's does: 1/L where the code knows the depth.
+    """
+
+    path: str
+    attributes: tuple[str, ...]
+    site: str | None
+    series: int | None = None
+    traced: bool = False
+    own: float = 1.0
 
 
 def last_modules(
-    model: nn.Module, shapes: Sequence[TensorShape], stacks: Sequence[Stack], declared: Sequence[str]
+    model: nn.Module,
+    shapes: Sequence[TensorShape],
+    stacks: Sequence[Stack],
+    declared: Sequence[str],
+    base: nn.Module | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """The modules that end each residual branch, by path, with those of their tensors that take the branch multiplier.
+    """The modules that end each residual branch, by path, with those of their tensors that take the branch multiplier."""
+    return {end.path: end.attributes for end in find_ends(model, shapes, stacks, declared, base)}
 
-    `declared` are the user's patterns over paths of modules or bare parameters. Without them: what the block's own forward
-    adds to its stream, where its source can be read; else known names (out_proj, c_proj, down_proj, fc2, …), the batch norm
-    after the last convolution of a block, or the last matrix of a block that is a single chain. No tensors: the multiplier
-    can only be a hook on the module's output. Raises InputError naming a block where none of these finds the end, with
+
+def find_ends(
+    model: nn.Module,
+    shapes: Sequence[TensorShape],
+    stacks: Sequence[Stack],
+    declared: Sequence[str],
+    base: nn.Module | None = None,
+) -> list[End]:
+    """Where every residual branch of the growing blocks ends.
+
+    `declared` are the user's patterns over paths of modules or bare parameters. Without them the graph of a forward pass of
+    `base` tells (`trace_branches`); where no pass can be run, what the block's own forward adds to its stream, as far as its
+    source can be read; else known names (out_proj, c_proj, down_proj, fc2, …), the batch norm after the last convolution of a
+    block, or the last matrix of a block that is a single chain. Raises InputError naming a block where the end is unclear, with
     the line to write.
     """
+    if not declared:
+        _refuse_unordered(stacks)
+        traced = _traced(model, shapes, stacks, base)
+        if traced is not None:
+            return traced
+    read = _read(model, shapes, stacks, declared)
+    return [End(path, attributes, path, _counted(path, read, shapes)) for path, attributes in read.items()]
+
+
+def _counted(path: str, ends: Iterable[str], shapes: Sequence[TensorShape]) -> int | None:
+    """1 where a block holds as many matrices as branches; more cannot be counted without a graph."""
+    block = next((s.block for s in shapes if s.block and s.name.startswith(f"{path}.")), None)
+    if block is None:
+        return None
+    matrices = [s for s in shapes if s.block == block and s.role in ("hidden", "output") and len(s.target_shape) > 1]
+    return 1 if len(matrices) == sum(1 for end in ends if f"{end}.".startswith(f"{block}.")) else None
+
+
+def _traced(
+    model: nn.Module, shapes: Sequence[TensorShape], stacks: Sequence[Stack], base: nn.Module | None
+) -> list[End] | None:
+    """The ends that the graph of a forward pass shows; None where no pass can be run."""
+    own = base is None
+    names = {shape.name: shape.name if own else shape.base_name for shape in shapes}
+    copies: dict[str, dict[str, None]] = {}  # a block of the model that is run → the target's blocks that it stands for
+    targets: dict[tuple[str, str], list[str]] = {}  # (target's block, tensor of the model that is run) → its tensors
+    for shape in shapes:
+        block = block_of(names[shape.name], stacks)
+        if shape.block is not None and block is not None:
+            copies.setdefault(block, {})[shape.block] = None
+            targets.setdefault((shape.block, names[shape.name]), []).append(shape.name)
+    blocks = _by_block(names.values(), stacks)
+    runs = _unwrapped(model if base is None else base)
+    matrices = matrix_names(runs, [name for inside in blocks.values() for name in inside])
+    blocks = {block: inside for block, inside in blocks.items() if matrices.intersection(inside)}
+    found = trace(runs, blocks, matrices) if matrices else None
+    if found is None:
+        return None
     modules = {clean(path): module for path, module in model.named_modules()}
-    blocks = sorted(
-        {s.block for s in shapes if s.block and math.prod(s.target_shape) > 1}
-    )  # also where depth alone grows
-    if declared:
-        return _declared(modules, shapes, blocks, declared)
+    for block, inside in blocks.items():
+        detail = found.unclear.get(block) or _unused(matrices.intersection(inside), found)
+        if detail:
+            shown = next(iter(copies[block]))
+            raise InputError(unknown(shown, modules.get(shown), detail))
+    theirs = {} if own or all(b.factor == 1 for b in found.branches) else _factors(model, shapes, stacks)
+    ends: list[End] = []
+    for branch in _with_siblings(found, blocks):
+        for block in copies[branch.block]:
+            site = None if branch.site is None else block + branch.site.removeprefix(branch.block)
+            held = [name for end in branch.ends for name in targets.get((block, end), ())]
+            factor = theirs.get((block, frozenset(held), site), branch.factor) / branch.factor
+            if site is not None:
+                refuse_normalised(site, modules[site])
+            if site is not None and not held:
+                ends.append(End(site, (), site, branch.series, True, factor))
+            ends += _ends(held, site, branch.series, factor)
+    return list(dict.fromkeys(ends))
+
+
+def _by_block(names: Iterable[str], stacks: Sequence[Stack]) -> dict[str, list[str]]:
+    """The tensors of each block, without those of shortcuts."""
+    blocks: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        block = block_of(name, stacks)
+        if block is not None and not SHORTCUT.search(name):
+            blocks.setdefault(block, []).append(name)
+    return blocks
+
+
+def _factors(
+    model: nn.Module, shapes: Sequence[TensorShape], stacks: Sequence[Stack]
+) -> dict[tuple[str, frozenset[str], str | None], float]:
+    """What the target's own forward multiplies each branch by."""
+    blocks, runs = _by_block([shape.name for shape in shapes], stacks), _unwrapped(model)
+    matrices = matrix_names(runs, [name for inside in blocks.values() for name in inside])
+    found = trace(runs, {b: inside for b, inside in blocks.items() if matrices.intersection(inside)}, matrices)
+    return {} if found is None else {(b.block, frozenset(b.ends), b.site): b.factor for b in found.branches}
+
+
+def notes(ends: Sequence[End], recipe: str, exponent: float) -> list[str]:
+    """What the user should know: branches whose number of matrices asks for the other depth rule, and hooks.
+
+    One matrix: branches × L^(−½) (Depth-μP 2310.02244); two or more: × 1/L (CompleteP 2505.01618). The recipe is the user's choice.
+    """
+    found = []
+    counted = [end for end in ends if end.own != 1]
+    if counted:
+        names = list(dict.fromkeys(collapse(end.path) for end in counted))
+        found.append(f"the target's own forward multiplies the branches that end in {', '.join(names[:3])} by ×{counted[0].own:.4g} "
+                     f"of what the base's does: that counts as part of the branch multiplier")  # fmt: skip
+    single = [end for end in ends if end.series == 1]
+    several = [end for end in ends if (end.series or 0) > 1]
+    for wrong, e, what, other in (
+        (single, 1.0, "one matrix", "'depth-mup' (× L^-1/2)"), (several, 0.5, "two or more matrices", "'completep' (× 1/L)"),
+    ):  # fmt: skip
+        if wrong and exponent == e:
+            names = list(dict.fromkeys(collapse(f"{end.path}.{(*end.attributes, '')[0]}".strip(".")) for end in wrong))
+            listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            rest = "" if len(wrong) == len(single) + len(several) else ", and others do not: no one rule fits both"
+            found.append(f"the residual branches that end in {listed} hold {what}{rest}; recipe {recipe!r} is kept as you chose it, "
+                         f"the rule for such branches is {other}")  # fmt: skip
+    return found
+
+
+def _ends(names: list[str], site: str | None, series: int, own: float) -> list[End]:
+    """One end per module that holds some of these tensors."""
+    owners: dict[str, list[str]] = {}
+    for name in names:
+        owner, found, _ = name.partition(".parametrizations.")
+        owner = owner if found else name.rpartition(".")[0]
+        owners.setdefault(owner, []).append(name[len(owner) :].lstrip("."))
+    return [End(owner, tuple(attributes), site, series, True, own) for owner, attributes in owners.items()]
+
+
+def _with_siblings(found: Traced, blocks: dict[str, list[str]]) -> list[Branch]:
+    """An expert that no token of the pass went to ends as its siblings do."""
+    result = list(found.branches)
+    for branch in found.branches:
+        patterns = {collapse(end): end for end in branch.ends}
+        known = {end for b in found.branches for end in b.ends}
+        for name in blocks[branch.block]:
+            twin = patterns.get(collapse(name))
+            if twin is None or name in known or name not in found.unused:
+                continue
+            site = branch.site if branch.site is None else _renumbered(branch.site, twin, name)
+            result.append(Branch(branch.block, (name,), site, branch.series))
+    return result
+
+
+def _renumbered(site: str, twin: str, name: str) -> str | None:
+    """The module of `name` that corresponds to the module `site` of `twin`."""
+    return ".".join(name.split(".")[: len(site.split("."))]) if twin.startswith(f"{site}.") else None
+
+
+def _unused(matrices: set[str], found: Traced) -> str:
+    """A matrix that the pass never met may end a branch that nobody saw, unless a sibling (an expert) ran."""
+    ran = {collapse(name) for name in matrices if name not in found.unused}
+    missing = sorted(name for name in matrices if name in found.unused and collapse(name) not in ran)
+    return f"{missing[0]!r} takes no part in the forward pass that was traced" if missing else ""
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module inside what compile or (Distributed)DataParallel put around it."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _refuse_unordered(stacks: Sequence[Stack]) -> None:
     for stack in stacks:
         if re.search(r"(^|\.)\d+\.", stack.path) and not _SERIAL.search(stack.path):
             raise InputError(
                 f"{stack.path!r} grows from {stack.base} to {stack.target}: cannot tell whether its members follow one "
                 f"another or stand side by side; call it 'blocks' or 'experts', or use recipe='mup' for no depth rule"
             )
+
+
+def _read(
+    model: nn.Module, shapes: Sequence[TensorShape], stacks: Sequence[Stack], declared: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """What declarations, sources and names tell: the modules that end each branch, by path, with their tensors."""
+    modules = {clean(path): module for path, module in model.named_modules()}
+    blocks = sorted(
+        {s.block for s in shapes if s.block and math.prod(s.target_shape) > 1}
+    )  # also where depth alone grows
+    if declared:
+        return _declared(modules, shapes, blocks, declared)
     result: dict[str, tuple[str, ...]] = {}
     for block in blocks:
         if block not in modules:
             raise InputError(f"{block!r} is a bare parameter in a growing list: name the tensors that end the residual "
                              f"branches, e.g. branch_out=[{collapse(block)!r}], or use recipe='mup' for no depth rule")  # fmt: skip
-        ends = _ends_of(block, modules[block])
+        ends = ends_by_name(block, modules[block])
         found = {
-            path: _tensors(modules[path]) for path in (f"{block}.{e}".rstrip(".") for e in ends) if path in modules
+            path: tensors_of(modules[path]) for path in (f"{block}.{e}".rstrip(".") for e in ends) if path in modules
         }
         for path in (f"{block}.{end}" for end in ends if f"{block}.{end}" not in modules):  # a stack of experts
             owner, _, attribute = path.rpartition(".")
-            found[owner] = _with_bias(modules[owner], attribute)
-        _check_sizes(block, found, shapes, modules)
+            found[owner] = with_bias(modules[owner], attribute)
+        check_sizes(block, found, shapes, modules)
         result |= found
     return result
 
@@ -90,10 +285,10 @@ def _declared(
         paths, tensors = _matched(modules, shapes, pattern)
         for path in paths:
             if not any(path.startswith(f"{other}.") for other in paths):
-                found[path] = _tensors(modules[path])
+                found[path] = tensors_of(modules[path])
         for name in tensors:
             owner, _, attribute = name.rpartition(".")
-            found[owner] = (*found.get(owner, ()), *_with_bias(modules[owner], attribute))
+            found[owner] = (*found.get(owner, ()), *with_bias(modules[owner], attribute))
     for path, attributes in found.items():
         if isinstance(modules[path], nn.ParameterList | nn.ParameterDict):
             continue  # each of its tensors is one layer
@@ -126,172 +321,3 @@ def _matched(modules: Iterable[str], shapes: Sequence[TensorShape], pattern: str
 
 def _parameter(module: nn.Module, attribute: str) -> nn.Parameter:
     return dict(module.named_parameters())[attribute]
-
-
-def _tensors(module: nn.Module) -> tuple[str, ...]:
-    return tuple(name for name, _ in module.named_parameters())
-
-
-def _with_bias(module: nn.Module, attribute: str) -> tuple[str, ...]:
-    return tuple(name for name in (attribute, f"{attribute}_bias") if name in module._parameters)
-
-
-def _matrices(block: nn.Module) -> list[str]:
-    """Paths of the modules that own a matrix, in registration order, without shortcuts, gates and embeddings."""
-    return [
-        name
-        for name, module in block.named_modules()
-        if (
-            any(p is not None and p.ndim > 1 for p in module._parameters.values())
-            or hasattr(module, "parametrizations")
-        )
-        and not isinstance(module, nn.Embedding)
-        and not is_norm(module)
-        and "parametrizations" not in name
-        and not _SHORTCUT.search(name)
-        and not _GATES.search(name)
-    ]
-
-
-def _ends_of(path: str, block: nn.Module) -> set[str]:
-    """Relative paths of the modules (or bare stacks of experts) that end the block's branches."""
-    matrices = _matrices(block)
-    if matrices == [""] or not matrices:
-        raise InputError(_unknown(path, block))
-    added, complete = addends(block)
-    if added and complete:
-        read = [_resolve(block, addend.name) for addend in added]
-        if all(read):
-            return set().union(*(ends for ends in read if ends))
-    if all(isinstance(block.get_submodule(m), nn.modules.conv._ConvNd) for m in matrices):
-        return {_last_convolution(block, matrices[-1])}
-    ends = {end for name in matrices if (end := _named(block, name))}
-    parents = {name.rpartition(".")[0] for name in matrices}
-    if not ends and len(parents) == 1 and isinstance(block.get_submodule(parents.pop()), nn.Sequential):
-        return {_closed(block, matrices[-1], matrices)}
-    if not ends:
-        raise InputError(_unknown(path, block))
-    for name, child in block.named_children():
-        inside = [m for m in matrices if m.startswith(f"{name}.")]
-        split = name == "intermediate" and any(
-            end.startswith("output.") for end in ends
-        )  # BERT: one MLP in two modules
-        if inside and not split and not any(end.startswith(f"{name}.") for end in ends):
-            if isinstance(child, nn.Sequential) and inside[-1].count(".") == 1:  # a chain ends with its last matrix
-                ends.add(inside[-1])
-                continue
-            raise InputError(_unknown(path, block, f"{name} ({type(child).__name__})"))
-    direct = [m for m in matrices if "." not in m and not list(block.get_submodule(m).children())]
-    if direct and not any(end == m or end.startswith(f"{m}.") for end in ends for m in direct):
-        raise InputError(_unknown(path, block))
-    ends = {_closed(block, end, matrices) for end in ends}
-    for addend in (a for a in added if a.norm):
-        fed = {e for e in ends if addend.feeds and (e == addend.feeds or e.startswith(f"{addend.feeds}."))}
-        if not fed:
-            raise InputError(_unknown(path, block))
-        ends = ends - fed | {addend.name}
-    return ends
-
-
-def _resolve(block: nn.Module, path: str) -> set[str] | None:
-    """The last module inside the child whose output is added: its own forward tells, else known names; None: unknown."""
-    module = block.get_submodule(path)
-    if is_norm(module):
-        return {path}
-    if isinstance(module, nn.MultiheadAttention):
-        return {f"{path}.out_proj"}
-    if isinstance(module, nn.Sequential):
-        last = next((n for n, m in reversed(list(module.named_children())) if any(True for _ in m.parameters())), None)
-        return _resolve(block, f"{path}.{last}") if last is not None else None
-    inside = [m for m in _matrices(block) if m == path or m.startswith(f"{path}.")]
-    if inside == [path]:
-        end = path if sum(p.ndim > 1 for p in module.parameters(recurse=False)) <= 1 else _named(block, path)
-        return {end} if end else None
-    last = result_of(module)
-    if last is not None and (found := _resolve(block, f"{path}.{last}")):
-        return found
-    ends = {_closed(block, end, inside) for name in inside if (end := _named(block, name))}
-    return ends or None
-
-
-def _named(block: nn.Module, name: str) -> str | None:
-    """This module where its name is one that ends branches, or its bare stack of matrices with such a name."""
-    module = block.get_submodule(name)
-    own = [key for key, p in module._parameters.items() if p is not None and p.ndim > 1]
-    if len(own) > 1:  # a stack of experts
-        return next((f"{name}.{key}" if name else key for key in own if _ENDS.search(key)), None)
-    if not _ENDS.search(name):
-        return None
-    leaf, parent = name.rpartition(".")[2], block.get_submodule(name.rpartition(".")[0])
-    if leaf == "w2" and hasattr(parent, "w3"):  # gated MLPs number their matrices in two ways: shapes tell
-        shapes = {
-            key: tuple(p.shape) for key in ("w1", "w2", "w3") for p in getattr(parent, key).parameters() if p.ndim > 1
-        }
-        down = [key for key in shapes if list(shapes.values()).count(shapes[key]) == 1]
-        return f"{name[:-2]}{down[0]}" if len(down) == 1 else None
-    return name
-
-
-def _closed(block: nn.Module, end: str, matrices: list[str]) -> str:
-    """The end itself, or what follows it in its own chain: a later matrix (GEGLU's first half is called proj), a norm."""
-    parts = end.split(".")
-    for i in range(len(parts)):
-        chain = block.get_submodule(".".join(parts[:i]))
-        kinds = {type(child) for child in chain.children()}
-        if not (isinstance(chain, nn.Sequential) or (isinstance(chain, nn.ModuleList) and len(kinds) > 1)):
-            continue
-        for index, child in reversed(list(chain.named_children())):
-            path = ".".join([*parts[:i], index])
-            if int(index) > int(parts[i]) and (path in matrices or is_norm(child)):
-                return path
-    return end
-
-
-def _last_convolution(block: nn.Module, last: str) -> str:
-    """The last convolution, or the norm right after it."""
-    names = [name for name, module in block.named_modules() if module._parameters and not _SHORTCUT.search(name)]
-    after = [name for name in names[names.index(last) + 1 :] if not _GATES.search(name)]
-    return next((name for name in after if is_norm(block.get_submodule(name))), last)
-
-
-def _check_sizes(
-    block: str, ends: dict[str, tuple[str, ...]], shapes: Sequence[TensorShape], modules: dict[str, nn.Module]
-) -> None:
-    """Every end of a block writes to the same stream: the same number of features."""
-    inside = {shape.name: shape for shape in shapes if shape.name.startswith(block)}
-    for path, attributes in ends.items():
-        if any(a.endswith(("weight_orig", "weight.original")) for a in attributes):
-            raise InputError(f"{path!r} ends a residual branch and is normalised (spectral norm), which divides any multiplier "
-                             f"away; remove its norm, or use recipe='mup' for no depth rule")  # fmt: skip
-    sizes: dict[float, str] = {}
-    for path, attributes in ends.items():
-        for attribute in attributes:
-            shape = inside.get(f"{path}.{attribute}")
-            if shape is not None and (len(shape.target_shape) > 1 or is_norm(modules[path])):
-                sizes.setdefault(shape.fan_out.target, path)
-    if len(sizes) > 1:
-        raise InputError(_unknown(block, modules[block], f"{' and '.join(sizes.values())} differ in output size"))
-
-
-def _unknown(path: str, block: nn.Module, detail: str = "") -> str:
-    """The refusal, with a line to write: the last matrix of each part of this very block."""
-    matrices = _matrices(block)
-    parts: dict[str, str] = {}
-    for name in matrices:
-        parts[name.split(".")[0] if "." in name else ""] = name
-    generic = collapse(path)
-    lines = list(dict.fromkeys(f"{generic}.{name}".rstrip(".") for name in _tidy(parts.values(), block)))
-    return (
-        f"cannot tell which module ends the residual branch in {path!r}{f' ({detail})' if detail else ''}; name the last "
-        f"of each, e.g. branch_out={lines} (patterns over paths), or use recipe='mup' for no depth rule"
-    )
-
-
-def _tidy(names: Iterable[str], block: nn.Module) -> list[str]:
-    """A module that owns several matrices is not one end: the last of them is."""
-    result = []
-    for name in names:
-        tensors = block.get_submodule(name)._parameters
-        own = [key for key, p in tensors.items() if p is not None and p.ndim > 1 and not key.endswith("bias")]
-        result.append(f"{name}.{own[-1]}".lstrip(".") if len(own) > 1 else name)
-    return result

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mutransfer import plan
 from mutransfer.cli import main
 from mutransfer.commands.experiments import Experiments
-from mutransfer.experiments import SIZES, claire, depth, images, mu_scaling, nanogpt, nanogpt_owt, tables
+from mutransfer.experiments import SIZES, claire, depth, images, mu_scaling, nanogpt, nanogpt_owt, spectral, tables
 from mutransfer.experiments.figures import basin
 from mutransfer.experiments.grid import Grid, Variant, powers
 from mutransfer.experiments.transfer import Outcome, judge, run, words
 from mutransfer.sweep import Options, Wanted
-from mutransfer.train import RunConfig
+from mutransfer.train import RunConfig, train
 from mutransfer.verdict import transfer_verdict
 
 CONFIGS = {
     module.__name__.rpartition(".")[2]: module.config
     for module in (nanogpt, nanogpt_owt, depth, claire, mu_scaling, tables, images)
-}
+} | {"spectral width": spectral.over_width, "spectral depth": spectral.over_depth}
 
 
 @pytest.fixture
@@ -61,6 +62,21 @@ def test_the_last_variants_decay_depends_on_neither_width_nor_rate(size: str) ->
         assert len(products) == (1 if variant.decay_at else len(variant.lrs))
     middle = [v for v in grid.variants if v.decay_at]
     assert len(middle) == 2 and all(v.decay_at in v.lrs for v in middle)
+
+
+@pytest.mark.parametrize("config", [spectral.over_width, spectral.over_depth])
+def test_the_spectral_grids_run_muon_inside_and_adamw_outside(config: Callable[[str], Grid]) -> None:
+    grid = config("small")
+    for variant in grid.variants:
+        one = replace(grid.configs(variant)[0], steps=1, warmup=0, batch=2)
+        assert one.optimizer == "muon-kimi" and train(one).status == "finished"
+        largest = max(grid.configs(variant), key=lambda c: getattr(c.model, grid.size))
+        made = plan(one.make_model, base=one.base, target=largest.target, optimizer=one.optimizer, recipe=one.recipe)
+        for row in made.rows:
+            inside = row.name.startswith("blocks.") and len(row.target_shape) == 2
+            assert row.optimizer == ("muon-kimi" if inside else "adamw")
+        scaled = any(row.ratios.lr != 1 or row.ratios.std != 1 for row in made.rows)
+        assert scaled == (one.recipe != "sp")  # SP is the user's own numbers at every size
 
 
 def test_at_the_base_the_ladder_shares_its_runs() -> None:

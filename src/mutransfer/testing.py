@@ -15,7 +15,7 @@ def assert_scale_invariant(
     loss: Callable[[Any, Any], Any] | None = None,
     **options: Any,
 ) -> CheckReport:
-    """Raise AssertionError, with the report's words, unless `coord_check` of the same arguments says PASS."""
+    """Raise AssertionError, with the report's words, unless `coord_check` of the same arguments (sizes of one axis or a grid) says PASS."""
     report = coord_check(build, sizes, batches, loss, **options)
     if not report.ok:
         raise AssertionError(report.words())

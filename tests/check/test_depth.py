@@ -90,5 +90,5 @@ def test_broken_depth_rules_fail(options, culprit, rule):
 
 def test_width_and_depth_together_are_refused():
     sizes = [dict(width=32, depth=2), dict(width=64, depth=4), dict(width=128, depth=8)]
-    with pytest.raises(InputError, match="vary width or depth, not both"):
+    with pytest.raises(InputError, match="check both on their grid"):
         coord_check(build_with(1.0, 0.0), sizes, zoo.gpt_batches(2), lambda m, b: zoo.cross_entropy(m(b[0]), b[1]))

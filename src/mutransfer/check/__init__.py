@@ -2,6 +2,7 @@
 
 from mutransfer.check.coordinate import coord_check
 from mutransfer.check.findings import Finding
+from mutransfer.check.grid_report import GridReport
 from mutransfer.check.report import CheckReport
 
-__all__ = ["CheckReport", "Finding", "coord_check"]
+__all__ = ["CheckReport", "Finding", "GridReport", "coord_check"]

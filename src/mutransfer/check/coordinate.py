@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from mutransfer.check import activation, depth, doubt, expect, feed, record, static, step
+from mutransfer.check import activation, depth, doubt, expect, feed, points, record, static, step
 from mutransfer.check import build as building
 from mutransfer.check.findings import Finding
 from mutransfer.check.record import Records
@@ -20,7 +20,7 @@ from mutransfer.errors import InputError
 
 def coord_check(
     build: Callable[[Any], Any],
-    sizes: Iterable[feed.Size],
+    sizes: Iterable[feed.Size] | Mapping[str, Iterable[int]],
     batches: Any,
     loss: feed.Loss | None = None,
     steps: int = 4,
@@ -38,23 +38,32 @@ def coord_check(
     """Measure how every module and weight scales with size in the user's own training code, and say what is wrong.
 
     `build(size)` returns (model, optimizer[, scheduler]); an optimizer may be a list of them. `size` is an int (the width) or a dict, in
-    which what varies is the axis. `batches`: one batch (tensor, tuple, dict, dataclass), a list of them, or any iterable such as a
-    DataLoader; every size and seed sees the same ones. `loss(model, batch)` returns a scalar; without it the model's output must carry
-    `.loss`. `clip` is a global norm threshold, or a callable that clips a model's gradients in place; `schedule(optimizer)` returns a
+    which what varies is the axis. Two axes are a grid: `sizes={"width": [32, 64, 128], "depth": [2, 4, 8]}`, or a list of dicts in which two
+    keys vary; `build` gets a dict, every line of the grid is judged, and all of them together: a GridReport.
+    `batches`: one batch (tensor, tuple, dict, dataclass), a list of them, or any iterable such as a DataLoader; every size and seed sees the
+    same ones. `loss(model, batch)` returns a scalar; without it the model's output must carry `.loss`. `clip` is a global norm threshold, or a callable that clips a model's gradients in place; `schedule(optimizer)` returns a
     scheduler, stepped after every step; `after_step(model, optimizer, step)` is called after each. `tolerance` is the error of an exponent
     that is accepted, `level` the confidence of the intervals.
 
     Nothing of the caller's random state is changed. Raises InputError for anything that cannot be checked, such as a NaN loss at step 0.
     """
-    ordered, name, values = feed.read_sizes(sizes, axis)
+    if isinstance(sizes, Iterator):
+        sizes = list(sizes)
+    grid = points.read_grid(sizes, axis)
+    ordered, name, values = ([], "", []) if grid is not None else feed.read_sizes(sizes, axis)
     seed_list = _seeds(seeds)
     _callables(build=build, loss=loss, schedule=schedule, after_step=after_step, progress=progress)
     _numbers(steps, clip, tolerance, level)
     listed = feed.materialise(batches, steps)
-    records = Records(name, ordered, values, seed_list, clip_is_callable=callable(clip))
     protocol = record.Protocol(
         build, listed, loss or feed.default_loss, steps, clip, schedule, after_step, operator_norms
     )
+    if grid is not None:
+        from mutransfer.check.grid import measure  # here: they use `judge`
+        from mutransfer.check.lines import judge_grid
+
+        return judge_grid(grid, *measure(grid, protocol, seed_list, progress), tolerance, level)
+    records = Records(name, ordered, values, seed_list, clip_is_callable=callable(clip))
     total, done = len(values) * len(seed_list), 0
     with building.own_randomness():
         for i in range(len(ordered)):

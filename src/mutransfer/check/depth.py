@@ -40,7 +40,7 @@ class Stacks:
 def stacks_of(records: Records) -> Stacks | None:
     """The numbered stacks whose length differs between the sizes; None when none does (a width axis).
 
-    Raises InputError when shapes grow too: width and depth must be varied one at a time.
+    Raises InputError when shapes grow too: one axis is width or depth; both together are a grid.
     """
     names = [{n: tuple(p.shape) for n, p in model.named_parameters()} for model in records.models]
     if all(set(n) == set(names[0]) for n in names):
@@ -48,7 +48,8 @@ def stacks_of(records: Records) -> Stacks | None:
     for name, shape in names[0].items():
         if any(n.get(name, shape) != shape for n in names):
             raise InputError(
-                f"{name!r} changes its shape and the number of layers changes too: vary width or depth, not both"
+                f"{name!r} changes its shape and the number of layers changes too: an exponent belongs to one of them; check both on "
+                "their grid with sizes={'width': [32, 64, 128], 'depth': [2, 4, 8]}"
             )
     paths: set[str] = set()
     for _ in range(4):  # nested stacks are found from the outside in
@@ -80,8 +81,8 @@ def gather(records: Records, kind: str, stacks: Stacks, step: int, how: str) -> 
         if k != kind or at != step:
             continue
         folded = stacks.fold(name)
-        value = np.nan_to_num(array if how == "sum" else array**2)
-        found[folded] = found.get(folded, 0.0) + value
+        with np.errstate(over="ignore"):  # sizes of a run that explodes
+            found[folded] = found.get(folded, 0.0) + np.nan_to_num(array if how == "sum" else array**2)
         counts[folded] = counts.get(folded, 0.0) + np.isfinite(array)
     for name, count in counts.items():
         missing = count == 0
@@ -128,7 +129,7 @@ class DepthJudge:
         """A parameter of the shallowest model for a folded name: the one in its first block."""
         return next((n for n, _ in self.records.models[0].named_parameters() if self.stacks.fold(n) == folded), folded)
 
-    def _branch_ends(self, folded: str) -> list[str]:
+    def branch_ends(self, folded: str) -> list[str]:
         """The last weights of a block's branches: of every child that holds several products, else of the block."""
         sites = sorted(self.records.sites.values(), key=lambda s: s.order)
         inside = [s for s in sites if self.stacks.fold(s.param).startswith(f"{folded}.")]
@@ -170,7 +171,7 @@ class DepthJudge:
                 continue
             low, high = stack.slope.interval(self.judge.level)
             advice = f"multiply it by depth^-1 (or depth^-½ for branches of one matrix): ÷{self.judge.ratio:.3g} at the deepest"
-            for end in self._branch_ends(stack.name):
+            for end in self.branch_ends(stack.name):
                 found.append(Finding(end, "branch multiplier", f"what each {stack.name} adds to the stream at the start",
                                      stack.slope.mean, low, high, -1.0, advice, "fail"))  # fmt: skip
         return found

@@ -19,7 +19,7 @@ DEPTH_WORDS = ("depth", "layer", "block")
 WIDTH_WORDS = ("width", "embd", "embed", "hidden", "model", "dim", "channel")
 
 
-def read_sizes(sizes: Iterable[Size], axis: str | None) -> tuple[list[Size], str, list[float]]:
+def read_sizes(sizes: Any, axis: str | None) -> tuple[list[Size], str, list[float]]:
     """The sizes in growing order, the name of the axis that varies, and its values.
 
     Keys of dict sizes that move together are one axis, called by its depth-like or width-like key.

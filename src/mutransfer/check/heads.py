@@ -25,7 +25,9 @@ FLAT = 0.1  # an exponent of the loss's own gradient below which it does not sca
 
 def sites_of(judge: Judge, info: TensorInfo) -> list[str]:
     """The sites where this tensor is a read-out: fan-in grows and fan-out does not."""
-    found = []
+    if info.name in judge.read_outs:
+        return judge.read_outs[info.name]
+    found = judge.read_outs[info.name] = []
     for site in info.sites:
         fans = np.array(judge.records.fans.get(site, []), dtype=float)
         if len(fans) == len(judge.records.values):

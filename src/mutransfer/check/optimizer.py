@@ -12,19 +12,10 @@ from torch import Tensor, nn
 from mutransfer.check import feed
 from mutransfer.errors import InputError
 from mutransfer.optimizers import OptimizerFacts, facts_for
+from mutransfer.optimizers.classes import SHAPED_STATES
 
 POWER_ITERATIONS = 8
 FLAGS = ("use_muon", "is_muon", "muon")
-SHAPED_STATES = (
-    "exp_avg",
-    "exp_avg_sq",
-    "max_exp_avg_sq",
-    "momentum_buffer",
-    "square_avg",
-    "grad_avg",
-    "acc_delta",
-    "sum",
-)
 
 
 def owners(optimizers: list[Any]) -> dict[int, tuple[dict[str, Any], Any]]:

@@ -82,10 +82,14 @@ class CheckReport:
         found = fit(self.raw.values, self.raw.get(kind, name, step))
         return None if found is None else (found.mean, *found.interval(self.level))
 
+    def setting(self) -> str:
+        """The sizes and seeds in words."""
+        sizes = ", ".join(f"{v:g}" for v in self.raw.values)
+        return f"over {self.axis} {sizes}, {len(self.raw.seeds)} seed{'s' if len(self.raw.seeds) > 1 else ''}"
+
     def words(self) -> str:
         """The verdict in words: one line, then one line per finding."""
-        sizes = ", ".join(f"{v:g}" for v in self.raw.values)
-        setting = f"over {self.axis} {sizes}, {len(self.raw.seeds)} seed{'s' if len(self.raw.seeds) > 1 else ''}"
+        setting = self.setting()
         if self.verdict == "PASS":
             head = f"PASS: every tensor's init and update scale as they should {setting}"
         elif self.verdict == "FAIL":

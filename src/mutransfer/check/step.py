@@ -51,7 +51,8 @@ def train(
     value.backward()
     grads = {name: _dense(p.grad) for name, p in params.items() if p.grad is not None}
     _clip(records, protocol, model, grads, step, i, j)
-    grads = {name: _dense(p.grad) for name, p in params.items() if p.grad is not None}
+    # copies: schedule-free AdamW, for one, divides the gradient in place
+    grads = {name: _dense(p.grad).clone() for name, p in params.items() if p.grad is not None}
     for name in grads:
         entry = groups.get(id(params[name]))
         if entry is not None:

@@ -30,6 +30,8 @@ class Judge:
     def __init__(self, records: Records, infos: list[TensorInfo], tolerance: float, level: float) -> None:
         self.records, self.infos, self.tolerance, self.level = records, infos, tolerance, level
         self.verified_attention: set[str] = set()  # queries and keys whose logits were found right
+        self.read_outs: dict[str, list[str]] = {}  # asked for by every module
+        self._init_errors: dict[tuple[str, str | None], list[Slope]] = {}
         self.cancelled = cancelled(records, infos)
 
     # measuring -------------------------------------------------------------------------------------------------------
@@ -117,6 +119,11 @@ class Judge:
 
     def init_errors(self, info: TensorInfo, site: str | None) -> list[Slope]:
         """Errors of the init's exponent: measured on the data, and predicted from the weight's RMS (no luck of one draw)."""
+        if (info.name, site) not in self._init_errors:
+            self._init_errors[info.name, site] = self._measured_init(info, site)
+        return self._init_errors[info.name, site]
+
+    def _measured_init(self, info: TensorInfo, site: str | None) -> list[Slope]:
         weight = self._weight(info)
         if weight is None:
             return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mutransfer.check import CheckReport
     from mutransfer.data import Data
 
+Sizes = tuple[tuple[str, int], ...]  # such as (("width", 64), ("depth", 4))
 MOST = 1000  # steps, seeds: beyond this is a typing error, and the batches are held in memory
 EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
@@ -26,6 +28,7 @@ class Check:
     Examples:
       mutransfer check package.module:build --sizes 64 128 256 512 --batches package.module:batches
       mutransfer check gpt --sizes 32 64 128 256 --recipe mup --out report
+      mutransfer check gpt --sizes 32 64 128 --depths 2 4 8 --recipe completep
     """
 
     summary: ClassVar[str] = "is this model, with this optimizer and this code, really scale-invariant?"
@@ -34,6 +37,8 @@ class Check:
     """Your build(size) -> (model, optimizer) as package.module:name or file.py:name; or gpt, mlp, resnet."""
     sizes: Annotated[tuple[int, ...], arg(metavar="INT ...")]
     """At least three sizes that span a factor of four or more."""
+    depths: Annotated[tuple[int, ...], arg(metavar="INT ...", help_behavior_hint="")] = ()
+    """Depths as well: the grid of width × depth; your build gets a dict such as {"width": 64, "depth": 4}."""
     axis: Annotated[str, arg(metavar="NAME")] = "width"
     """What the sizes are: width or depth."""
     data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
@@ -87,8 +92,8 @@ class Check:
             batches, loss = self._feed(None)
         with Progress("check", 1.0) as progress:
             report = coord_check(
-                build, self.sizes, batches, loss, self.steps, self.seeds,
-                axis=self.axis, clip=self.clip, progress=progress.callback(),
+                build, self._grid() or self.sizes, batches, loss, self.steps, self.seeds,
+                axis=None if self.depths else self.axis, clip=self.clip, progress=progress.callback(),
             )  # fmt: skip
         if self.out is not None:
             self._write(report, table)
@@ -109,13 +114,20 @@ class Check:
                 raise InputError(f"--{name} {getattr(self, name)}: a coordinate check takes a few, and at most {MOST}")
         if not 0 < self.lr <= 1e6:
             raise InputError(f"--lr {self.lr:g}: write a number above 0 (and below a million)")
-        if len(self.sizes) < 2 or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
-            raise InputError(
-                f"--sizes {' '.join(map(str, self.sizes)) or 'names none'}: write at least two different sizes above 0, "
-                "such as --sizes 64 128 256 512"
-            )
+        for name, listed, example in (("sizes", self.sizes, "64 128 256 512"), ("depths", self.depths, "2 4 8")):
+            if (name == "sizes" or listed) and (len(listed) < 2 or min(listed) < 1 or len(set(listed)) < len(listed)):
+                raise InputError(
+                    f"--{name} {' '.join(map(str, listed)) or 'names none'}: write at least two different sizes above 0, "
+                    f"such as --{name} {example}"
+                )
+        if self.depths and self.axis != "width":
+            raise InputError(f"--depths and --axis {self.axis}: with --depths the sizes are widths, leave --axis out")
         if self.batches is not None and self.data is not None:
             raise InputError(f"--data {self.data} and --batches {self.batches}: write one of them")
+
+    def _grid(self) -> dict[str, tuple[int, ...]]:
+        """Both axes and their sizes; empty without --depths."""
+        return {"width": self.sizes, "depth": self.depths} if self.depths else {}
 
     def _feed(self, data: Data | None) -> tuple[Any, Callable[..., Any] | None]:
         """(batches, loss) of the user's own code, or of the named data set."""
@@ -159,34 +171,39 @@ class Check:
 
         if self.axis not in ("width", "depth"):
             raise InputError(f"--axis {self.axis!r}: the built-in models grow in width or depth")
-        if self.axis not in config_fields(self.build):
-            raise InputError(f"--axis {self.axis!r}: a {self.build} has no {self.axis}; write --axis width")
+        axes: dict[str, tuple[int, ...]] = self._grid() or {self.axis: self.sizes}
+        for axis in axes:
+            if axis not in config_fields(self.build):
+                written = f"--{'depths' if self.depths else f'axis {axis!r}'}"
+                raise InputError(f"{written}: a {self.build} has no {axis}; write --axis width")
         data = self._load(DATA[self.build])
         fixed = {
             **({"context": self.context, "head_size": 16, "depth": 2} if self.build == "gpt" else {}),
             **fitted(self.build, data),
         }
         given = pairs(self.fixed, "--fixed")
-        if self.axis in given:
-            raise InputError(f"--fixed {self.axis}={given[self.axis]!r}: {self.axis} is what --sizes gives")
+        for axis in axes:
+            if axis in given:
+                option = "--depths" if axis == "depth" and self.depths else "--sizes"
+                raise InputError(f"--fixed {axis}={given[axis]!r}: {axis} is what {option} gives")
         fixed.update(given)
-        fixed.pop(self.axis, None)
-        make = factory(self.build, fixed)
+        make = factory(self.build, {name: value for name, value in fixed.items() if name not in axes})
+        base = {axis: min(listed) for axis, listed in axes.items()}
 
-        def planned(size: int) -> Plan:
-            return plan(
-                make, base={self.axis: min(self.sizes)}, target={self.axis: size},
-                optimizer=self.optimizer, recipe=self.recipe,
-            )  # fmt: skip
+        def planned(size: Sizes) -> Plan:
+            return plan(make, base=base, target=dict(size), optimizer=self.optimizer, recipe=self.recipe)
 
-        plans = {size: planned(size) for size in self.sizes}  # every size fails now or never
+        every = [tuple(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+        plans = {size: planned(size) for size in every}  # every size fails now or never
 
-        def build(size: int) -> tuple[Any, Any]:
-            model = plans[size].initialize(make(**{self.axis: size}))
-            return model, plans[size].optimizer(model, lr=self.lr)
+        def build(size: int | dict[str, int]) -> tuple[Any, Any]:
+            sizes = size if isinstance(size, dict) else {self.axis: size}
+            made = plans[tuple((axis, sizes[axis]) for axis in axes)]
+            model = made.initialize(make(**sizes))
+            return model, made.optimizer(model, lr=self.lr)
 
         batches, loss = self._feed(data)
-        return build, batches, loss, str(plans[max(self.sizes)])
+        return build, batches, loss, str(plans[tuple((axis, max(listed)) for axis, listed in axes.items())])
 
     def _write(self, report: CheckReport, table: str | None) -> None:
         from mutransfer.commands.output import command_line

@@ -30,5 +30,5 @@ def plan_of(config: RunConfig) -> Plan:
 
     return plan(
         config.make_model, base=config.base, target=config.target, optimizer=config.optimizer, recipe=config.recipe,
-        mode=config.mode, placement=config.placement,
+        mode=config.mode, placement=config.placement, **config.longer,
     )  # fmt: skip

@@ -15,8 +15,12 @@ _MARK = {"fail": "breaks the rule", "unclear": "cannot be told", "warn": "warnin
 def check_section(report: Mapping[str, Any], picture: bytes | None, title: str) -> Section:
     """A coordinate check (`CheckReport.to_dict()`): the verdict in words, its findings with advice, picture, slopes."""
     head = str(report["words"]).splitlines()[0]
-    tables = [table for table in (_findings(report), _slopes(report)) if table.rows]
+    grid = "lines" in report
+    found = (_findings(report), _lines(report), _grid(report)) if grid else (_findings(report), _slopes(report))
+    tables = [table for table in found if table.rows]
     alt = f"Size of every module's output against {report['axis']}, by training step"
+    if grid:
+        alt = f"Sizes over the grid of {report['axis']} as ratios to the smallest model, and the exponents of the joint fit"
     return Section(
         title,
         verdict=str(report["verdict"]),
@@ -42,9 +46,11 @@ def _findings(report: Mapping[str, Any]) -> Table:
     """One row per kind of finding: the same finding in several blocks is folded into one row."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for found in report["findings"]:
-        groups.setdefault((collapse(found["name"]), found["severity"], found["rule"], found["what"]), []).append(found)
-    axis, rows = report["axis"], []
-    for (folded, severity, rule, what), same in groups.items():
+        what = f"{found['what'].rstrip(',')}, {found['where']}" if found.get("where") else found["what"]
+        key = (collapse(found["name"]), found["severity"], found["rule"], what, found.get("axis") or report["axis"])
+        groups.setdefault(key, []).append(found)
+    rows = []
+    for (folded, severity, rule, what, axis), same in groups.items():
         name = f"{folded}  ×{len(same)}" if len(same) > 1 else same[0]["name"]
         slopes = [found["slope"] for found in same if found["slope"] is not None]
         shown = f"{axis}^{min(slopes):+.2f}" if slopes else ""
@@ -56,6 +62,36 @@ def _findings(report: Mapping[str, Any]) -> Table:
         rows.append((name, _MARK.get(severity, severity), rule, what, shown, expected, same[0]["advice"]))
     columns = ("tensor", "finding", "rule", "what", "measured", "expected", "advice")
     return Table(columns, tuple(rows), "Findings, most upstream first")
+
+
+def _lines(report: Mapping[str, Any]) -> Table:
+    """One row per line of a grid."""
+    rows = []
+    for line in report["lines"]:
+        at = ", ".join(f"{axis} {value:g}" for axis, value in line["at"].items())
+        sizes = ", ".join(f"{value:g}" for value in line["values"])
+        said = ", ".join(line["culprits"][:3]) or line["why"]
+        rows.append((f"{line['axis']} {sizes}", at, line["verdict"], line["alone"], said))
+    columns = ("line", "at", "verdict", "by itself", "first tensors, or what is missing")
+    return Table(columns, tuple(rows), "Every line of the grid, by itself and weighed against all runs")
+
+
+def _grid(report: Mapping[str, Any]) -> Table:
+    """The joint fit of every module: exponents of both sizes, and by how much one changes with the other."""
+    first, second = report["axes"]
+    last = max((row["step"] for row in report["table"]), default=0)
+    names = (first, second, "interaction")
+    rows = []
+    for row in report["table"]:
+        at_start, at_end = row["kind"] == "size" and row["step"] == 0, row["kind"] == "change" and row["step"] == last
+        if not row["name"] or not (at_start or at_end) or row["interaction"] is None:
+            continue
+        what = "size at the start" if at_start else f"change after {last} steps"
+        numbers = (f"{row[n]:+.2f} [{_signed(row[f'{n}_low'])}, {_signed(row[f'{n}_high'])}]" for n in names)
+        rows.append((row["name"], what, *numbers))
+    columns = ("module", "root mean square", f"exponent of {first}", f"exponent of {second}", "interaction")
+    caption = f"Joint fit: log size = a + α log {first} + β log {second} + γ log {first} · log {second} (interaction)"
+    return Table(columns, tuple(rows), caption, frozenset(columns[2:]), folded=True)
 
 
 def _signed(value: float | None) -> str:

@@ -307,7 +307,8 @@ def test_verify_names_the_missing_hook() -> None:
 def test_verify_sees_a_decay_that_the_plan_never_scaled() -> None:
     """An AdamW built by hand from groups that say nothing about decay would use the class's own, unscaled."""
     make = mlp_factory(inputs=12, outputs=5)
-    plan = mt.plan(make, base=dict(width=16), target=dict(width=64), optimizer="lion")
+    facts = mt.OptimizerFacts("mine", 0, "√(in·out)", "element", None, "decoupled")  # no class, so no default decay
+    plan = mt.plan(make, base=dict(width=16), target=dict(width=64), optimizer=facts)
     model = make(width=64)
     optimizer = Lion(plan.groups(model, lr=0.1), weight_decay=0.1)
     with pytest.raises(mt.PlanError, match=r"weight_decay 0\.1 where the plan gives none"):
@@ -358,7 +359,7 @@ WRONG = {
     "base is a dict": (lambda: mt.plan(target(), base=dict(width=2)), "base_model"),
     "missing file": (lambda: mt.Plan.load("/nowhere/plan.json"), "/nowhere/plan.json"),
     "unwritable": (lambda: small_plan().save("/proc/plan.json"), "/proc/plan.json"),
-    "adafactor": (lambda: small_plan(optimizer=torch.optim.Adafactor), "cannot be transferred"),
+    "rprop": (lambda: small_plan(optimizer=torch.optim.Rprop), "cannot be transferred"),
     "adadelta": (lambda: small_plan(optimizer=torch.optim.Adadelta), "cannot be transferred"),
     "hidden depth": (lambda: mt.plan(lambda width, n_layers: nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2)),
                      base=dict(width=4, n_layers=2), target=dict(width=8, n_layers=4), recipe="completep"), "n_layers=2 → 4"),

@@ -87,6 +87,24 @@ def test_the_prediction_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Monk
     assert scope["p"].low < truth < scope["p"].high
 
 
+def test_a_mix_of_optimizers_and_a_probe_run_as_printed() -> None:
+    made = gpt_factory(vocab_size=32, context=16, head_size=16)
+
+    def make_model(width: int, depth: int) -> nn.Module:
+        return made(width=width // 8, depth=depth // 2)
+
+    scope: dict[str, Any] = {
+        "mt": mt,
+        "torch": torch,
+        "make_model": make_model,
+        "model": make_model(width=2048, depth=24),
+    }
+    exec(compile(BLOCKS[4], "README.md", "exec"), scope)
+    assert {group["optimizer"] for group in scope["optimizer"].param_groups} == {"muon-kimi", "adamw"}
+    facts = scope["probe"].facts
+    assert (facts.degree, facts.norm, facts.kind, facts.decay) == (0, "√(in·out)", "element", "coupled")
+
+
 def test_every_file_that_the_readme_names_exists() -> None:
     text = README.read_text(encoding="utf-8")
     package = README.parent / "src" / "mutransfer"

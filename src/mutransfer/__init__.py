@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from mutransfer.predict import fit_curve as fit_curve
     from mutransfer.predict import fit_loss as fit_loss
     from mutransfer.predict import fit_optimum as fit_optimum
+    from mutransfer.probe import Probe as Probe
+    from mutransfer.probe import probe_optimizer as probe_optimizer
     from mutransfer.recipes import RECIPES as RECIPES
+    from mutransfer.recipes import Change as Change
+    from mutransfer.recipes import Recipe as Recipe
     from mutransfer.verdict import Verdict as Verdict
     from mutransfer.verdict import transfer_verdict as transfer_verdict
     from mutransfer.verdict import transfer_verdicts as transfer_verdicts
@@ -38,7 +42,11 @@ _HOME = {
     "OptimizerFacts": "optimizers",
     "facts_for": "optimizers",
     "register_optimizer": "optimizers",
+    "probe_optimizer": "probe",
+    "Probe": "probe",
     "RECIPES": "recipes",
+    "Recipe": "recipes",
+    "Change": "recipes",
     "coord_check": "check",
     "CheckReport": "check",
     "evaluate_text": "evaluate",

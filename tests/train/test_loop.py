@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,11 @@ def test_every_optimizer_that_torch_has_takes_its_own_settings(optimizer: str) -
     assert result.losses[-1] < result.losses[0]
 
 
-def test_an_optimizer_that_torch_lacks_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="torch has no 'lion' optimizer"):
+def test_an_optimizer_whose_package_is_missing_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(InputError, match=r"pytorch_optimizer: pip install 'mutransfer\[optimizers\]'"):
         train(gpt_run(optimizer="lion"), data=text(), folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

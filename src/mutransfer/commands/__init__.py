@@ -18,7 +18,9 @@ from mutransfer.commands.generate import Generate
 from mutransfer.commands.optimum import Optimum
 from mutransfer.commands.plan import Plan
 from mutransfer.commands.predict import Predict
+from mutransfer.commands.probe import Probe
 from mutransfer.commands.quickstart import Quickstart
+from mutransfer.commands.recipes import Recipes
 from mutransfer.commands.report import Report
 from mutransfer.commands.sweep import Sweep
 from mutransfer.commands.train import Train
@@ -27,6 +29,8 @@ from mutransfer.commands.verdict import Verdict
 COMMANDS = {
     "quickstart": Quickstart,
     "plan": Plan,
+    "recipes": Recipes,
+    "probe": Probe,
     "check": Check,
     "train": Train,
     "sweep": Sweep,
@@ -47,6 +51,8 @@ COMMANDS = {
 Command = (
     Annotated[Quickstart, subcommand("quickstart", description=Quickstart.summary)]
     | Annotated[Plan, subcommand("plan", description=Plan.summary)]
+    | Annotated[Recipes, subcommand("recipes", description=Recipes.summary)]
+    | Annotated[Probe, subcommand("probe", description=Probe.summary)]
     | Annotated[Check, subcommand("check", description=Check.summary)]
     | Annotated[Train, subcommand("train", description=Train.summary)]
     | Annotated[Sweep, subcommand("sweep", description=Sweep.summary)]

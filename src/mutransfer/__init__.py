@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mutransfer import testing as testing
     from mutransfer.build import plan as plan
     from mutransfer.check import CheckReport as CheckReport
+    from mutransfer.check import GridReport as GridReport
     from mutransfer.check import coord_check as coord_check
     from mutransfer.evaluate import evaluate_text as evaluate_text
     from mutransfer.optimizers import OptimizerFacts as OptimizerFacts
@@ -49,6 +50,7 @@ _HOME = {
     "Change": "recipes",
     "coord_check": "check",
     "CheckReport": "check",
+    "GridReport": "check",
     "evaluate_text": "evaluate",
     "fit_curve": "predict",
     "fit_loss": "predict",

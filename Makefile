@@ -7,7 +7,10 @@ export OMP_NUM_THREADS ?= 2
 .PHONY: quickstart test lint benchmarks benchmarks-long clean
 
 # Those that take longer than a few minutes: hundreds of models through the check, of runs, kills and simulated sweeps.
-LONG := $(addprefix benchmarks/,check_strangers.py check_variants.py adaptive_search.py sweep_kills.py verdict_coverage.py prediction_coverage.py)
+LONG := $(addprefix benchmarks/,check_strangers.py check_variants.py adaptive_search.py sweep_kills.py verdict_coverage.py prediction_coverage.py \
+	optimizer_checks.py probe_packages.py duration_transfer.py)
+# Needs transformers, which the development environment does not hold.
+APART := benchmarks/branches_in_transformers.py
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/mutransfer quickstart
@@ -19,7 +22,7 @@ lint: $(VENV)/.development
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 benchmarks: $(VENV)/.development
-	for file in $(filter-out $(LONG),$(wildcard benchmarks/[!_]*.py)); do $(BIN)/python $$file || exit 1; done
+	for file in $(filter-out $(LONG) $(APART),$(wildcard benchmarks/[!_]*.py)); do $(BIN)/python $$file || exit 1; done
 
 benchmarks-long: $(VENV)/.development
 	for file in $(wildcard $(LONG)); do $(BIN)/python -m $$(echo $${file%.py} | tr / .) || exit 1; done

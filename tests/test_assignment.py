@@ -284,3 +284,16 @@ def test_fused_matrices_get_the_ratios_that_they_would_have_alone() -> None:
         )  # fmt: skip
         rows.append(plan[f"block.0.{'qkv' if fused else 'q'}.weight"])
     assert rows[0].parts == (64, 64, 64) and rows[0].ratios == rows[1].ratios
+
+
+def test_how_one_optimizer_of_a_mix_decays_is_nobody_elses_business() -> None:
+    """Adam told to decouple keeps lr·wd; SGD beside it still adds L2 to its gradients, which goes like 1/lr."""
+    plan = mt.plan(GPT, base=SMALL, target=BIG, optimizer={"hidden": "adam", "*": "sgd"})
+    made: Any = plan.optimizer(
+        build(GPT, BIG), lr=0.1, weight_decay=0.1, each={"adam": {"decoupled_weight_decay": True}}
+    )
+    for group in made.param_groups:
+        ratios = plan[group["names"][0]].ratios
+        due = ratios.decay if group["optimizer"] == "adam" else ratios.l2
+        assert group["weight_decay"] == pytest.approx(0.1 * due)
+    assert plan.verify(made)["lr"] == pytest.approx(0.1)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from mutransfer.plans import Plan, Row
 
 _SETTINGS = ("lr", "weight_decay", "eps")
+
+
 def groups(
     plan: Plan,
     model: nn.Module,
@@ -42,11 +44,11 @@ def groups(
     eps: float | None,
     overrides: Mapping[str, Mapping[str, float]] | None,
     *,
-    coupled: bool | None = None,
+    decoupled: frozenset[str] = frozenset(),
     own: frozenset[str] = frozenset(),
     memories: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """See `Plan.groups`. `coupled` forces how weight decay acts where a class offers both; `own` optimizers run in our Muon.
+    """See `Plan.groups`. `decoupled` optimizers are told to decay so, by classes that offer both; `own` ones run in our Muon.
 
     `memories` are the base's betas, momentum or alpha by optimizer, which a duration changes.
     """
@@ -62,17 +64,17 @@ def groups(
             given.update(cast("Mapping[str, float] | None", lookup(overrides, name)) or {})
         if given["lr"] is None:
             raise InputError(f"lr=None for {row.name!r}: write the base's learning rate, such as lr=1e-3")
-        base: dict[str, Any] = {key: _checked(key, _default(plan, row, key) if given[key] is None else given[key]) for key in _SETTINGS}
+        base: dict[str, Any] = {
+            key: _checked(key, _default(plan, row, key) if given[key] is None else given[key]) for key in _SETTINGS
+        }
         if plan.parametrization is not None and plan.parametrization.decay == "independent":
             base["weight_decay"] = per_lr(given["weight_decay"], base["lr"], plan.recipe)
         if plan.duration is not None:
             known = {**(memories or {}).get(row.optimizer, {}), **given}
             base |= plan.duration.base_memories(row.optimizer, known, _class_parameters(plan, row.optimizer))
         extra = {key: value for key, value in given.items() if key not in base}
-        ours = row.optimizer in own
-        settings = {
-            key: value for key, value in _scaled(plan, row, base, coupled, ours).items() if value is not None
-        }
+        ours, coupled = row.optimizer in own, False if row.optimizer in decoupled else None
+        settings = {key: value for key, value in _scaled(plan, row, base, coupled, ours).items() if value is not None}
         if plan.duration is not None:
             settings |= plan.duration.remembered(row.optimizer, base)
         extra |= _layout(plan, row, ours)
@@ -129,9 +131,7 @@ def _layout(plan: Plan, row: Row, own: bool) -> dict[str, Any]:
     return {"scale": facts.norm, **layout} if own else layout
 
 
-def _scaled(
-    plan: Plan, row: Row, base: Mapping[str, Any], coupled: bool | None, own: bool
-) -> dict[str, float | None]:
+def _scaled(plan: Plan, row: Row, base: Mapping[str, Any], coupled: bool | None, own: bool) -> dict[str, float | None]:
     """The base's settings times the row's ratios; None where the optimizer has no such setting."""
     ratios, native = row.ratios, 1.0 if own else _native_factor(plan, row)
     is_coupled = plan.facts[row.optimizer].decay == "coupled" if coupled is None else coupled
@@ -186,7 +186,11 @@ def optimizer(
     named = plan.named(model)
     classes = {
         name: choose(
-            plan, name, [pair for pair in named if pair[0].optimizer == name], engine, {**asked, **(each or {}).get(name, {})}
+            plan,
+            name,
+            [pair for pair in named if pair[0].optimizer == name],
+            engine,
+            {**asked, **(each or {}).get(name, {})},
         )
         for name in used
     }
@@ -201,10 +205,10 @@ def optimizer(
             own[name]["adjust_lr_fn"] = "match_rms_adamw" if plan.facts[name].norm.startswith("0.2") else "original"
         if "decoupled_weight_decay" in accepted[name] and plan.facts[name].name in COUPLED_OR_NOT:
             own[name].setdefault("decoupled_weight_decay", plan.facts[name].decay == "decoupled")
-    decoupled = any(values.get("decoupled_weight_decay") for values in own.values())
+    decoupled = frozenset(name for name, values in own.items() if values.get("decoupled_weight_decay"))
     ours = frozenset(name for name in used if named_muon(plan, name) and classes[name] is not torch_muon())
     made = groups(
-        plan, model, lr, weight_decay, settings.get("eps"), overrides, coupled=False if decoupled else None, own=ours, memories=own
+        plan, model, lr, weight_decay, settings.get("eps"), overrides, decoupled=decoupled, own=ours, memories=own
     )
     parts = [
         _made(classes[name], [group for group in made if group["optimizer"] == name], {"lr": lr, **own[name]})
@@ -217,13 +221,17 @@ def _check_each(each: Any, used: list[str]) -> None:
     if each is None:
         return
     if not isinstance(each, Mapping) or not all(isinstance(values, Mapping) for values in each.values()):
-        raise InputError(f"each={each!r}: write settings by optimizer, such as each={{{used[0]!r}: {{'momentum': 0.9}}}}")
+        raise InputError(
+            f"each={each!r}: write settings by optimizer, such as each={{{used[0]!r}: {{'momentum': 0.9}}}}"
+        )
     for name, values in each.items():
         if name not in used:
             raise InputError(f"each={{{name!r}: …}}: the plan's optimizers are {', '.join(map(repr, used))}")
         for key in _SETTINGS:
             if key in values:
-                raise InputError(f"each={{{name!r}: {{{key!r}: …}}}}: write overrides={{pattern: {{{key!r}: …}}}}, which the plan scales")
+                raise InputError(
+                    f"each={{{name!r}: {{{key!r}: …}}}}: write overrides={{pattern: {{{key!r}: …}}}}, which the plan scales"
+                )
 
 
 def _check_taken(asked: Mapping[str, Any], accepted: Mapping[str, set[str]]) -> None:

@@ -129,7 +129,7 @@ class Muon(Optimizer):
                 group["coefficients"] = group.pop("ns_coefficients")
                 group["scale"] = _TORCH_SCALES[group.pop("adjust_lr_fn")]
             for key, default in self.defaults.items():
-                group.setdefault(key, present[number][key] if number < len(present) else default)
+                group.setdefault(key, present[number].get(key, default) if number < len(present) else default)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] # torch declares overloads

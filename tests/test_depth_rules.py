@@ -6,6 +6,7 @@ import fnmatch
 import itertools
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -358,3 +359,44 @@ def test_width_times_depth_is_the_joint_plan(
         inner = {two[n].name.rpartition(".")[0]: two[n].base_name.rpartition(".")[0] for n in two}
         parts = hooks[1].get((module, where), 1.0) * hooks[0].get((inner.get(module, module), where), 1.0)
         assert factor == pytest.approx(parts, rel=1e-9), module
+
+
+def _picked(h: Tensor) -> Tensor:
+    out, large = torch.zeros_like(h), h > 0.1
+    out[large] = h[large]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "behind", "found"),
+    [
+        ("mask", lambda h, norm: h.masked_fill(h.abs() < 0.3, 0), False),
+        ("where", lambda h, norm: torch.where(h > 0.3, h, torch.zeros_like(h)), False),
+        ("index", lambda h, norm: _picked(h), False),
+        ("bucket", lambda h, norm: h.gather(-1, (h * 3).abs().long() % h.shape[-1]), False),
+        ("norm used twice", lambda h, norm: norm(h), False),
+        ("sign", lambda h, norm: torch.where(h > 0, h, 0.1 * h), True),
+        ("order", lambda h, norm: h.gather(-1, h.argsort(-1)), True),
+        ("largest", lambda h, norm: torch.zeros_like(h).scatter(-1, h.topk(2, -1).indices, h.topk(2, -1).values), True),
+    ],
+)
+def test_what_selects_a_part_of_the_branch_must_not_change_with_its_size(name: str, behind: Any, found: bool) -> None:
+    class Selected(nn.Module):
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self.norm, self.one, self.two = nn.LayerNorm(n), nn.Linear(n, n), nn.Linear(n, n)
+
+        def _branch(self, x: Tensor) -> Tensor:
+            return behind(self.two(self.one(self.norm(x)).relu()), self.norm)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self._branch(x)
+
+        def damped(self, x: Tensor, a: float) -> Tensor:
+            return x + a * self._branch(x)
+
+    if found:
+        check_damped(Selected, "absorbed")
+    else:
+        with pytest.raises(mt.InputError, match="no tensor's multiplier passes"):
+            planned(build(Selected, TARGET), build(Selected, BASE))

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mutransfer.homogeneous import JOINS, KEEPS, MATRIX_PRODUCTS, PRODUCTS, SUMS, WRITES, ZEROS
+from mutransfer.homogeneous import COMPARES, JOINS, KEEPS, MATRIX_PRODUCTS, PRODUCTS, SUMS, WRITES, ZEROS
 
 
 @dataclass(eq=False)
@@ -24,7 +24,7 @@ class Value:
 
     `above` and `cut` are bit sets of what it was computed from, in `cut` without what lies above an addition to the stream;
     `floats` the activations among `above`. `ends` is E, `sites` the modules on whose outputs it depends in the same way.
-    `series` counts matrices one after another, `sum` is (stream, branch) where it is such an addition. `scale` is the number that
+    `fixed` are tensors whose common multiple leaves this value as it is (an order, a sign). `series` counts matrices one after another, `sum` is (stream, branch) where it is such an addition. `scale` is the number that
     multiplied the value since its latest norm or product with another, and which one that was.
     """
 
@@ -34,6 +34,7 @@ class Value:
     floats: int
     ends: frozenset[str] = frozenset()
     sites: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
     parents: tuple[Value, ...] = ()
     zero: bool = False
     series: int = 0
@@ -166,7 +167,9 @@ class Recorder(TorchDispatchMode):
             old, partly = self.values.get(storage._cdata), tensor.numel() * tensor.element_size() < storage.nbytes()
             if writes and partly and old is not None:
                 value = self._join([old, value])
-            self._store(tensor, value)
+            self._store(
+                tensor, value if tensor.is_floating_point() or tensor.is_complex() else self._choice(name, value)
+            )
         return result
 
     def _value(self, name: str, args: Any, kwargs: Any, inputs: list[Tensor]) -> Value:
@@ -203,8 +206,7 @@ class Recorder(TorchDispatchMode):
         if of_two:
             return self._join([self.of(t) for t in inputs])
         if name == "where":
-            chosen = [self._operand(v) for v in args[1:3]]
-            return self._join(chosen, self.of(args[0]))
+            return self._join([self._chosen(self._operand(v), [self.of(args[0])]) for v in args[1:3]])
         if name in WRITES:
             return self._write(name, args, kwargs)
         if name in ("copy_", "copy"):
@@ -225,7 +227,23 @@ class Recorder(TorchDispatchMode):
             return value
         if name in ("_prelu_kernel", "prelu"):
             return self._gated(self.of(args[0]), [self.of(args[1])], [self.of(t) for t in inputs])
+        if name in COMPARES and self._operand(args[1]).zero:
+            return self._node([self.of(args[0])], fixed=self.of(args[0]).ends)
         return self._mixed(inputs)
+
+    def _choice(self, name: str, value: Value) -> Value:
+        """Integers and masks are no multiple of anything; the places of the largest are the same for any t."""
+        fixed = frozenset() if name == "_to_copy" else value.ends
+        return self._node([value], fixed=fixed or value.fixed, zero=value.zero)
+
+    def _chosen(self, value: Value, by: Iterable[Value]) -> Value:
+        """A part of a value: homogeneous as it is, if what selects the part does not change with the same tensors."""
+        gates = list(by)
+        ends = value.ends if all(self._free(g, value.ends) for g in gates) else frozenset()
+        sites = value.sites if all(self._free(g, value.sites, True) for g in gates) else frozenset()
+        fixed = value.fixed if all(self._free(g, value.fixed) for g in gates) else frozenset()
+        made = self._node([value, *gates], ends=ends, sites=sites, fixed=fixed, zero=value.zero)
+        return _scaled(made, value.scale)
 
     def _operand(self, x: Any) -> Value:
         return self.of(x) if isinstance(x, Tensor) else Value(self._bit(), 0, 0, 0, zero=x == 0)
@@ -247,16 +265,15 @@ class Recorder(TorchDispatchMode):
         return _scaled(value, scales[0] if len(set(scales)) == 1 else (value.bit, 1.0))
 
     def _keep(self, source: Tensor, others: Iterable[Tensor]) -> Value:
-        v = self.of(source)
-        value = self._node([v, *(self.of(t) for t in others)], ends=v.ends, sites=v.sites, zero=v.zero)
-        return _scaled(value, v.scale)
+        return self._chosen(self.of(source), [self.of(t) for t in others])
 
     # ------------------------------------------------------------------------------------------ products and norms
 
     def _free(self, value: Value, names: frozenset[str], sites: bool = False) -> bool:
         """Whether a value does not depend on these parameters (or outputs of these modules)."""
         bits = self.graph.site_bits if sites else self.graph.bits
-        return not any(value.cut & bits[name] for name in names)
+        fixed = value.fixed if value.fixed <= names else frozenset()
+        return not any(value.cut & bits[name] for name in names - fixed)
 
     def _gated(self, main: Value, gates: list[Value], parents: list[Value]) -> Value:
         """main · gate: homogeneous as main is, if no gate depends on the same tensors."""
@@ -314,7 +331,7 @@ class Recorder(TorchDispatchMode):
             value = self.of(t)
             if value.above and not value.floats:
                 own |= value.ends
-        value = self._mixed(inputs, own)
+        value = self._mixed(inputs, own if self._free(self.of(inputs[0]), own) else frozenset())
         return _scaled(value, (value.bit, 1.0))
 
     # ------------------------------------------------------------------------------------------ sums
@@ -354,14 +371,13 @@ class Recorder(TorchDispatchMode):
         self.sums.append(value)
         return value
 
-    def _join(self, values: list[Value], condition: Value | None = None) -> Value:
+    def _join(self, values: list[Value]) -> Value:
         """A sum or a concatenation: homogeneous in all their tensors together, if in each of its own alone."""
         some = [v for v in values if not v.zero]
-        parents = [*values, *([condition] if condition is not None else [])]
         if not some:
-            return self._node(parents, zero=True)
+            return self._node(values, zero=True)
         ends, sites = self._together(some, "ends"), self._together(some, "sites")
-        value = self._node(parents, ends=ends, sites=sites)
+        value = self._node(values, ends=ends, sites=sites)
         scales = {v.scale for v in some if v.floats}
         factors = {factor for _, factor in scales}
         together = (value.bit, factors.pop() if len(factors) == 1 else 1.0)
@@ -380,7 +396,8 @@ class Recorder(TorchDispatchMode):
     def _write(self, name: str, args: Any, kwargs: Any) -> Value:
         at = WRITES[name]
         source = args[at] if len(args) > at else kwargs.get("src", kwargs.get("source", kwargs.get("value", 0)))
-        into, put = self.of(args[0]), self._operand(source)
+        places = [self.of(t) for t in _tensors(args[1:at])]
+        into, put = self.of(args[0]), self._chosen(self._operand(source), places)
         adds = "add" in name or (name.startswith("index_put") and (args[3] if len(args) > 3 else False))
         return self._plus(into, put) if adds else self._join([into, put])
 

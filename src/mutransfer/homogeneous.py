@@ -35,3 +35,5 @@ WRITES = {"index_add": 3, "index_add_": 3, "scatter_add": 3, "scatter_add_": 3, 
 """That put a value into a part of another, and which argument that value is."""
 ZEROS = _words("zeros new_zeros zeros_like zero_ zero empty new_empty empty_like empty_strided new_empty_strided")
 """That make a value which is nothing, or not yet anything."""
+COMPARES = _words("gt lt ge le eq ne")
+"""With nothing: the same for `t·v` as for v."""

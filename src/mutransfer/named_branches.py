@@ -183,7 +183,7 @@ def unknown(path: str, block: nn.Module | None, detail: str = "") -> str:
         lines = list(dict.fromkeys(f"{collapse(path)}.{name}".rstrip(".") for name in _tidy(parts.values(), block)))
     return (
         f"cannot tell which module ends the residual branch in {path!r}{f' ({detail})' if detail else ''}; name the last "
-        f"of each, e.g. branch_out={lines} (patterns over paths), or use recipe='mup' for no depth rule"
+        f"of each, e.g. branch_out={lines} (patterns over paths, taken at your word: α must pass what comes behind), or use recipe='mup' for no depth rule"
     )
 
 

@@ -228,7 +228,7 @@ def test_it_takes_over_from_torchs_muon(adjust: str | None) -> None:
     train(first, 3)
     ours = copy.deepcopy(theirs)
     second = Muon(ours, scale="1", dtype="bfloat16")
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert second.param_groups[0]["dtype"] == "bfloat16" and second.param_groups[0]["lr"] == 0.02
     train(first, 2, first=3)
     train(second, 2, first=3)

@@ -44,7 +44,8 @@ class _foreach:
 
 _BATCH = {"cpu": 2**19}  # entries of one batched call: what stays in a core's cache; elsewhere what fills the device
 _BATCH_ELSEWHERE = 2**25
-_GATHERED = 2**24  # entries of sharded parameters held whole at a time
+_FEW = 4  # larger matrices still go a few at a time (a batched product of one is slower), while they are below
+_WHOLE = 2**24  # entries: also what is gathered at a time of sharded parameters
 
 
 class _Settings(NamedTuple):
@@ -187,7 +188,8 @@ def _run(batches: dict[_Settings, list[_Matrix]]) -> None:
     """Orthogonalise and apply, batch by batch. Batches follow from shapes and the order of parameters, never from the machine's state."""
     for settings, matrices in batches.items():
         limit = _BATCH.get(settings.device.type, _BATCH_ELSEWHERE)
-        size = max(1, limit // (settings.rows * settings.columns))
+        entries = settings.rows * settings.columns
+        size = max(1, limit // entries, min(_FEW, _WHOLE // entries))
         for start in range(0, len(matrices), size):
             _apply(settings, matrices[start : start + size])
 
@@ -240,7 +242,7 @@ def _buckets(params: list[_Sharded]) -> Iterable[list[_Sharded]]:
     """Runs of parameters small enough to be held whole at once, or one parameter; the same on every rank."""
     bucket: list[_Sharded] = []
     for param in params:
-        if bucket and sum(p.numel() for p, *_ in bucket) + param[0].numel() > _GATHERED:
+        if bucket and sum(p.numel() for p, *_ in bucket) + param[0].numel() > _WHOLE:
             yield bucket
             bucket = []
         bucket.append(param)

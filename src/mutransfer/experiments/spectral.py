@@ -45,7 +45,7 @@ def over_depth(size: str) -> Grid:
         norm = {"steps": 400, "warmup": 40}
         own, planned = sorted((*powers(-7, -3), *middle)), sorted((*powers(-6, -3), *middle, 2**-3.5))
         # without a norm SP goes far, and the plan's optimum lies within two octaves of divergence
-        far, near = powers(-9, -3), sorted((*powers(-7, -2), *middle, 2**-3.5))
+        far, near = powers(-9, -3), sorted((*powers(-7, -2), *middle, 2**-4.25, 2**-3.75, 2**-3.5))
     else:
         norm = {}
         own = planned = far = near = powers(-10, -4)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from mutransfer.errors import InputError
 from mutransfer.muon.coefficients import Coefficients, Triple, schedule
 from mutransfer.muon.layout import layout
-from mutransfer.muon.polar import check_eps, compute_dtype, polar
+from mutransfer.muon.polar import Scratch, check_eps, compute_dtype, polar
 from mutransfer.optimizers import SQUARED_NORMS
 from mutransfer.rules import root
 
@@ -35,7 +35,6 @@ _TORCH_SCALES = {None: "√max(1,out/in)", "original": "√max(1,out/in)", "matc
 class _foreach:
     """torch's multi-tensor operations, which its stubs do not export."""
 
-    lerp: Any = torch._foreach_lerp  # pyright: ignore[reportPrivateImportUsage]
     lerp_: Any = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
     copy_: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
     mul_: Any = torch._foreach_mul_  # pyright: ignore[reportPrivateImportUsage]
@@ -186,31 +185,41 @@ def _cut(
 
 def _run(batches: dict[_Settings, list[_Matrix]]) -> None:
     """Orthogonalise and apply, batch by batch. Batches follow from shapes and the order of parameters, never from the machine's state."""
+    scratch = Scratch()
     for settings, matrices in batches.items():
         limit = _BATCH.get(settings.device.type, _BATCH_ELSEWHERE)
         entries = settings.rows * settings.columns
         size = max(1, limit // entries, min(_FEW, _WHOLE // entries))
         for start in range(0, len(matrices), size):
-            _apply(settings, matrices[start : start + size])
+            _apply(settings, matrices[start : start + size], scratch)
 
 
-def _apply(settings: _Settings, matrices: list[_Matrix]) -> None:
+def _apply(settings: _Settings, matrices: list[_Matrix], scratch: Scratch) -> None:
     """Momentum, decay and step of one batch, while its tensors are still in the cache."""
     momenta = [matrix.buffer for matrix in matrices]
     gradients = [matrix.gradient for matrix in matrices if matrix.gradient is not None]
     if gradients:
         _foreach.lerp_(momenta, gradients, 1 - settings.momentum)
-        momenta = _foreach.lerp(gradients, momenta, settings.momentum) if settings.nesterov else momenta
     shape = len(matrices), settings.rows, settings.columns
-    batch = torch.empty(shape, dtype=settings.dtype, device=settings.device)
-    _foreach.copy_([x.view(m.shape) for x, m in zip(batch.unbind(), momenta, strict=True)], momenta)
-    del momenta, gradients
-    found = polar(batch, settings.steps, settings.eps).unbind()
+    batch = scratch.make(shape, settings.dtype, settings.device)
+    entries = [x.view(m.shape) for x, m in zip(batch.unbind(), momenta, strict=True)]
+    if gradients and settings.nesterov:
+        mixed = scratch.make(shape, settings.stored, settings.device)
+        mixtures = [x.view(m.shape) for x, m in zip(mixed.unbind(), momenta, strict=True)]
+        _foreach.copy_(mixtures, gradients)
+        _foreach.lerp_(mixtures, momenta, settings.momentum)
+        _foreach.copy_(entries, mixtures)
+        scratch.give(mixed)
+    else:
+        _foreach.copy_(entries, momenta)
+    result = polar(batch, settings.steps, settings.eps, scratch)
+    found = result.unbind()
     for (keep, rate), same in itertools.groupby(zip(matrices, found, strict=True), key=lambda pair: pair[0][-2:]):
         weights, updates = zip(*((matrix.weight, o.view(matrix.weight.shape)) for matrix, o in same), strict=True)
         if keep != 1:
             _foreach.mul_(weights, keep)
         _foreach.add_(weights, updates, alpha=-rate)
+    scratch.give(result)
 
 
 def factor(scale: str, fan_in: int, fan_out: int) -> float:

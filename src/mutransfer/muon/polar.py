@@ -84,42 +84,73 @@ def polar(
     x: Tensor,  # (B, m, n) in the compute dtype, overwritten
     steps: tuple[Triple, ...],
     eps: float,
+    scratch: Scratch | None = None,
 ) -> Tensor:  # (B, m, n)
-    """The iteration itself, on a batch that the caller gives up; nothing is checked."""
+    """The iteration itself, on a batch that the caller gives up; nothing is checked. Takes its memory from `scratch`, x's included."""
+    scratch = Scratch() if scratch is None else scratch
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     x.div_(norm.clamp_(min=max(eps, torch.finfo(x.dtype).tiny)))
     tall = x.shape[-2] > x.shape[-1]
+    gram = scratch.take((x.shape[0], min(x.shape[-2:]), min(x.shape[-2:])), x)
     for segment in _segments(steps, x):
-        gram = x.mT @ x if tall else x @ x.mT
+        torch.bmm(*((x.mT, x) if tall else (x, x.mT)), out=gram)
+        y = scratch.take(x.shape, x)
         if len(segment) > 1:
-            q = _factor(gram, segment)
-            x = x @ q if tall else q @ x
-            continue
-        for a, b, c in segment:
-            p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            x = torch.baddbmm(x, x, p, beta=a) if tall else torch.baddbmm(x, p, x, beta=a)
+            q = _factor(gram, segment, scratch)
+            torch.bmm(*((x, q) if tall else (q, x)), out=y)
+        else:
+            a, b, c = segment[0]
+            q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=scratch.take(gram.shape, x))
+            torch.baddbmm(x, *((x, q) if tall else (q, x)), beta=a, out=y)
+        scratch.give(x, q)
+        x = y
+    scratch.give(gram)
     return x
 
 
+class Scratch:
+    """Memory that one step uses again and again: on a CPU, touching fresh pages costs as much as the products themselves."""
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, torch.dtype, torch.device], list[Tensor]] = {}
+
+    def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """A tensor of this shape, uninitialised, of the dtype and device of `like`."""
+        return self.make(shape, like.dtype, like.device)
+
+    def make(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The same from a dtype and a device."""
+        free = self._free.get((math.prod(shape), dtype, device))
+        return free.pop().view(shape) if free else torch.empty(shape, dtype=dtype, device=device)
+
+    def give(self, *tensors: Tensor) -> None:
+        """Take back what is needed no more."""
+        for tensor in tensors:
+            self._free.setdefault((tensor.numel(), tensor.dtype, tensor.device), []).append(tensor)
+
+
 def _factor(
-    r: Tensor,  # (B, m, m), the Gram matrix
+    r: Tensor,  # (B, m, m), the Gram matrix, overwritten
     segment: tuple[Triple, ...],
+    scratch: Scratch,
 ) -> Tensor:  # (B, m, m)
     """The product Q of the steps' factors P, so that Q·X is X after all of them. Everything here commutes."""
+    p, spare = scratch.take(r.shape, r), scratch.take(r.shape, r)
     q = None
     for number, (a, b, c) in enumerate(segment):
-        p = torch.baddbmm(
-            r, r, r, beta=b, alpha=c
-        )  # P − a·I: the identity is left out, as it would drown small entries
+        # P − a·I: the identity is left out, as it would drown small entries
+        torch.baddbmm(r, r, r, beta=b, alpha=c, out=p)
         if number < len(segment) - 1:
-            r = torch.baddbmm(r, p, r, beta=a)
-            r = torch.baddbmm(r, r, p, beta=a)
+            torch.baddbmm(r, p, r, beta=a, out=spare)
+            torch.baddbmm(spare, spare, p, beta=a, out=r)
         if q is None:
-            q = p
+            q, p = p, scratch.take(r.shape, r)
             q.diagonal(dim1=-2, dim2=-1).add_(a)
         else:
-            q = torch.baddbmm(q, q, p, beta=a)
+            torch.baddbmm(q, q, p, beta=a, out=spare)
+            q, spare = spare, q
     assert q is not None
+    scratch.give(p, spare)
     return q
 
 

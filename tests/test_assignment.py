@@ -148,6 +148,7 @@ def test_fused_sizes_are_told_by_name_by_shape_or_by_the_user() -> None:
         ({"blocks.0.qkv.weight": 0}, "number of equal matrices"),
         ({"blocks.0.qkv.weight": "three"}, "number of equal matrices"),
         (3, "write patterns"),
+        ({"enter.bias": 3}, "names no matrix"),
     ],
 )
 def test_wrong_fused_is_one_line(fused: Any, message: str) -> None:
@@ -200,6 +201,7 @@ def test_a_split_survives_saving_and_drives_classes_of_the_user(tmp_path: Any) -
         ({"vector": "muon", "*": "adamw"}, "function of a matrix"),
         ({"hidden": "muuon", "*": "adamw"}, "did you mean 'muon'"),
         ({3: "muon", "*": "adamw"}, "write a place"),
+        ({"*": "adamw", "hidden": "muon"}, "never acts: '\\*' stands before it"),
     ],
 )
 def test_a_wrong_split_is_one_line(optimizer: Any, message: str) -> None:
@@ -297,3 +299,38 @@ def test_how_one_optimizer_of_a_mix_decays_is_nobody_elses_business() -> None:
         due = ratios.decay if group["optimizer"] == "adam" else ratios.l2
         assert group["weight_decay"] == pytest.approx(0.1 * due)
     assert plan.verify(made)["lr"] == pytest.approx(0.1)
+
+
+def test_relative_sizes_that_cannot_hold_at_both_sizes_are_refused() -> None:
+    """A fixed number of key/value heads: (2, 1, 1) at the base would cut the target's 80 rows into 40, 20, 20."""
+
+    class Fixed(nn.Module):
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self.a, self.z = nn.Linear(5, n), nn.Linear(n, 3)
+            self.block = nn.ModuleList(nn.ModuleDict({"qkv": nn.Linear(n, n + 16)}) for _ in range(2))
+
+    def fixed(**options: Any) -> mt.Plan:
+        return mt.plan(
+            lambda width: Fixed(width),
+            base=dict(width=16),
+            target=dict(width=64),
+            optimizer="muon",
+            head_size=(8, 8),
+            **options,
+        )
+
+    with pytest.raises(InputError, match=r"rows grow ×2\.5 and its inputs ×4"):
+        fixed(fused={"*.qkv.weight": (2, 1, 1)})
+    assert fixed()["block.0.qkv.weight"].parts == () and any("different factors" in note for note in fixed().notes)
+    assert fixed(fused={"*.qkv.weight": 1})["block.0.qkv.weight"].parts == ()
+
+
+def test_the_class_that_was_given_runs() -> None:
+    """SparseAdam has Adam's facts and is not Adam; a decay per step has no meaning where decay is added to gradients."""
+    plan = mt.plan(GPT, base=SMALL, target=BIG, optimizer=torch.optim.SparseAdam)
+    assert type(plan.optimizer(build(GPT, BIG), lr=0.1)) is torch.optim.SparseAdam
+    coupled = mt.plan(GPT, base=SMALL, target=BIG, optimizer="adam", recipe="independent-decay")
+    with pytest.raises(InputError, match="adds its weight_decay to the gradient"):
+        coupled.optimizer(build(GPT, BIG), lr=0.1, weight_decay=1e-4)
+    assert coupled.optimizer(build(GPT, BIG), lr=0.1, weight_decay=1e-4, decoupled_weight_decay=True)

@@ -390,7 +390,6 @@ WRONG = {
     "axes are a list": (lambda: small_plan(axes=["in"]), r"axes=\['in'\]"),
     "roles are a word": (lambda: small_plan(roles="hidden"), "roles='hidden'"),
     "lbfgs": (lambda: small_plan(optimizer=torch.optim.LBFGS), "line search"),
-    "rprop": (lambda: small_plan(optimizer="rprop"), "cannot be transferred"),
     "asgd": (lambda: small_plan(optimizer="ASGD"), "cannot be transferred"),
 }  # fmt: skip
 

@@ -81,6 +81,8 @@ def assign(
                 one = Assigned(one.name, one.facts, True, sizes)
                 notes += [note] if note else []
         found[shape.name] = one
+    if asked is not None:
+        _check_order(made, shapes, places)
     used = dict.fromkeys(one.name for one in found.values())
     facts = {one.name: one.facts for one in made.values() if one.name in used or asked is None}
     paths = {one.name: remember(value) for one, value in zip(made.values(), choices.values(), strict=False)}
@@ -117,10 +119,9 @@ def _place(shape: TensorShape, shapes: Sequence[TensorShape], inner: set[str], r
 
 
 def _of(shape: TensorShape, place: str, made: Mapping[str, Assigned]) -> Assigned:
-    names = (shape.name, *shape.aliases)
-    for key, one in made.items():
-        if key == place or (key not in PLACES and any(lookup({key: True}, name) for name in names)):
-            return one
+    key = _matches(shape, place, made)
+    if key is not None:
+        return made[key]
     raise InputError(
         f"optimizer={{{', '.join(map(repr, made))}: …}} leaves {shape.name!r} ({place}) without an optimizer; add '*': 'adamw'"
     )
@@ -138,6 +139,26 @@ def _check_keys(made: Mapping[str, Assigned], shapes: Sequence[TensorShape], pla
         raise InputError(
             f"optimizer={{{key!r}: …}} matches no tensor: {hint} {', '.join(PLACES)}; names look like {', '.join(names[:3])}"
         )
+
+
+def _check_order(made: Mapping[str, Assigned], shapes: Sequence[TensorShape], places: Mapping[str, str]) -> None:
+    """Raise InputError for a rule whose tensors all belong to rules before it: the first that matches decides."""
+    for key in made:
+        alone = {key: made[key]}
+        mine = [s for s in shapes if _matches(s, places[s.name], alone)]
+        if mine and not any(_matches(s, places[s.name], made) == key for s in mine):
+            first = _matches(mine[0], places[mine[0].name], made)
+            raise InputError(f"optimizer={{…, {key!r}: {made[key].name!r}}} never acts: {first!r} stands before it and matches first; "
+                             f"put {key!r} first")  # fmt: skip
+
+
+def _matches(shape: TensorShape, place: str, made: Mapping[str, Assigned]) -> str | None:
+    """The first key that this tensor answers to."""
+    names = (shape.name, *shape.aliases)
+    for key in made:
+        if key == place or (key not in PLACES and any(lookup({key: True}, name) for name in names)):
+            return key
+    return None
 
 
 def _refuse(shape: TensorShape, one: Assigned, asked: Mapping[str, Any] | None) -> None:

@@ -19,7 +19,7 @@ from mutransfer.named_branches import (
     ends_by_name,
     refuse_normalised,
     tensors_of,
-    unknown,
+    unseen,
     with_bias,
 )
 from mutransfer.shapes import TensorShape, clean
@@ -132,7 +132,7 @@ def _traced(
         detail = found.unclear.get(block) or _unused(matrices.intersection(inside), found)
         if detail:
             shown = next(iter(copies[block]))
-            raise InputError(unknown(shown, modules.get(shown), detail))
+            raise InputError(unseen(shown, detail))
     theirs = {} if own or all(b.factor == 1 for b in found.branches) else _factors(model, shapes, stacks)
     ends: list[End] = []
     for branch in _with_siblings(found, blocks):

@@ -31,7 +31,9 @@ def remember(optimizer: Any) -> str | None:
     torch's element-wise classes are found by name; its Muon is kept, because a name would let ours run it.
     """
     cls = type(optimizer) if hasattr(optimizer, "param_groups") else optimizer
-    if not isinstance(cls, type) or (cls.__module__.startswith("torch.optim") and cls.__name__ != "Muon"):
+    if not isinstance(cls, type):
+        return None
+    if cls.__module__.startswith("torch.optim") and cls.__name__ != "Muon" and optimizer_class(cls.__name__) is cls:
         return None
     path = f"{cls.__module__}:{cls.__qualname__}"
     _OWN_CLASSES[path] = cls

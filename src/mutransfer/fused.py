@@ -30,6 +30,11 @@ def declared(fused: Any, shapes: Sequence[TensorShape]) -> Mapping[str, Any]:
         )
     check_patterns("fused", fused, [name for s in shapes for name in (s.name, *s.aliases)])
     for pattern, value in fused.items():
+        hit = [s for s in shapes if any(lookup({pattern: True}, name) for name in (s.name, *s.aliases))]
+        if not any(s.axes.count("out") == 1 and "in" in s.axes for s in hit):
+            raise InputError(
+                f"fused={{{pattern!r}: …}} names no matrix: {hit[0].name!r} has axes ({', '.join(hit[0].axes)})"
+            )
         sizes = [value] if type(value) is int else value
         if not isinstance(sizes, list | tuple) or not sizes or not all(type(n) is int and n > 0 for n in sizes):
             raise InputError(f"fused={{{pattern!r}: {value!r}}}: write a number of equal matrices such as 3, or relative sizes "
@@ -48,6 +53,12 @@ def parts(shape: TensorShape, fused: Mapping[str, Any]) -> tuple[tuple[int, ...]
     small, big = shape.base_shape[axis], shape.target_shape[axis]
     told = lookup(fused, shape.name)
     if told is not None:
+        grown = Fraction(big, small), Fraction(_inputs(shape, False), _inputs(shape, True))
+        if isinstance(told, list | tuple) and len(set(told)) > 1 and grown[0] != grown[1]:
+            raise InputError(
+                f"fused={{{shape.name!r}: {told!r}}}: its rows grow ×{float(grown[0]):g} and its inputs ×{float(grown[1]):g}, so the matrices fused "
+                f"in it do not grow alike (a fixed number of key/value heads?) and no relative sizes hold at both; write 1 to keep it one matrix"
+            )
         return _declared(shape.name, told, big), ""
     path = shape.name.removesuffix(".weight")
     if _MIXED.search(path):

@@ -68,6 +68,9 @@ def groups(
             key: _checked(key, _default(plan, row, key) if given[key] is None else given[key]) for key in _SETTINGS
         }
         if plan.parametrization is not None and plan.parametrization.decay == "independent":
+            if plan.facts[row.optimizer].decay == "coupled" and row.optimizer not in decoupled:
+                raise InputError(f"recipe={plan.recipe!r} sets the decay of a step, and {row.optimizer!r} adds its weight_decay to the gradient: "
+                                 f"use an optimizer that decays apart from it, such as 'adamw'")  # fmt: skip
             base["weight_decay"] = per_lr(given["weight_decay"], base["lr"], plan.recipe)
         if plan.duration is not None:
             known = {**(memories or {}).get(row.optimizer, {}), **given}

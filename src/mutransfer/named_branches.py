@@ -173,6 +173,15 @@ def refuse_normalised(path: str, module: nn.Module) -> None:
                          f"away; remove its norm, or use recipe='mup' for no depth rule")  # fmt: skip
 
 
+def unseen(path: str, detail: str) -> str:
+    """The refusal after a trace: what it saw, and no guess at an end, which would be taken at the user's word."""
+    return (
+        f"cannot tell which module ends the residual branch in {path!r} ({detail}); let each branch end in a module of its own whose output is "
+        f"added to the stream (nn.Identity() will do) and name them all, branch_out=['{collapse(path)}.<module>', …], or use recipe='mup' for "
+        f"no depth rule"
+    )
+
+
 def unknown(path: str, block: nn.Module | None, detail: str = "") -> str:
     """The refusal, with a line to write: the last matrix of each part of this very block."""
     lines = [collapse(path)]

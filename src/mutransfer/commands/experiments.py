@@ -53,7 +53,7 @@ class Experiments:
                 show_json([{"name": e.name, "source": e.source, "about": e.about} for e in EXPERIMENTS.values()])
             else:
                 for experiment in EXPERIMENTS.values():
-                    print(f"{experiment.name:16} {experiment.about} ({experiment.source})")
+                    print(f"{experiment.name:18} {experiment.about} ({experiment.source})")
             return 0
         if self.name not in EXPERIMENTS:
             raise InputError(f"there is no experiment {self.name!r}: {close_name(self.name, tuple(EXPERIMENTS))}")

@@ -18,7 +18,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "muon-kimi": {"adjust_lr_fn": "match_rms_adamw"},
     "ademamix": {"weight_decouple": True},
     "shampoo": {"weight_decouple": True},
-    "scion": {"norm_type": 2},
+    "scion": {"norm_type": 1},
 }
 # torch's Muon with a factor that a plan divides out; a Hessian
 NOT_RUN = {"muon-uvt", "muon-spectral", "sophia"}

@@ -99,7 +99,7 @@ def polar(
             q = _factor(gram, segment, scratch)
             torch.bmm(*((x, q) if tall else (q, x)), out=y)
         else:
-            a, b, c = segment[0]
+            a, b, c = next(iter(segment))
             q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=scratch.take(gram.shape, x))
             torch.baddbmm(x, *((x, q) if tall else (q, x)), beta=a, out=y)
         scratch.give(x, q)

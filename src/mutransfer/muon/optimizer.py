@@ -6,6 +6,7 @@ W ← (1 − lr·weight_decay)·W    W ← W − lr·scale(in, out)·polar(M)
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from torch.optim import Optimizer
 
 from mutransfer.errors import InputError
 from mutransfer.muon.coefficients import Coefficients, Triple, schedule
-from mutransfer.muon.layout import layout
+from mutransfer.muon.layout import Layout, layout
 from mutransfer.muon.polar import Scratch, check_eps, compute_dtype, polar
 from mutransfer.optimizers import SQUARED_NORMS
 from mutransfer.rules import root
@@ -172,7 +173,8 @@ def _cut(
     lr: float,
 ) -> None:
     """Sort the matrices of one tensor into the batches of their kind."""
-    cut = layout(weight.shape, group["axes"], group["parts"], "a parameter")
+    axes = group["axes"] if group["axes"] is None else tuple(group["axes"])
+    cut = _layout(tuple(weight.shape), axes, tuple(group["parts"]))
     steps, dtype = schedule(group["coefficients"], group["ns_steps"]), compute_dtype(group["dtype"], weight)
     rest = steps, float(group["eps"]), float(group["momentum"]), group["nesterov"]
     weights, buffers = cut.matrices(weight), cut.matrices(buffer)
@@ -222,6 +224,12 @@ def _apply(settings: _Settings, matrices: list[_Matrix], scratch: Scratch) -> No
     scratch.give(result)
 
 
+@functools.lru_cache(maxsize=4096)
+def _layout(shape: tuple[int, ...], axes: tuple[str, ...] | None, parts: tuple[int, ...]) -> Layout:
+    return layout(shape, axes, parts, "a parameter")
+
+
+@functools.lru_cache(maxsize=4096)
 def factor(scale: str, fan_in: int, fan_out: int) -> float:
     """The number that a scaling's formula gives for a matrix of this fan-in and fan-out."""
     return root(SQUARED_NORMS[_ALIASES.get(scale, scale)](Fraction(fan_in), Fraction(fan_out)))

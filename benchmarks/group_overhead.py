@@ -16,8 +16,8 @@ import torch
 import mutransfer as mt
 from mutransfer.models import gpt_factory
 
-SIZES = ((256, 12), (512, 12), (768, 12))
-ROUNDS = 40
+SIZES = ((256, 12), (512, 12))
+ROUNDS = 30
 
 
 def pair(width: int, depth: int) -> tuple[list[torch.optim.Optimizer], torch.nn.Module, int]:

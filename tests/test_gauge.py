@@ -78,7 +78,10 @@ def planned(model: str, optimizer: Any, placement: str) -> tuple[mt.Plan, Callab
 
 @pytest.mark.parametrize(
     ("model_name", "optimizer"),
-    [*itertools.product([name for name in MODELS if name != "biased gpt"], OPTIMIZERS), *itertools.product(["mlp"], PACKAGED)],
+    [
+        *itertools.product([name for name in MODELS if name != "biased gpt"], OPTIMIZERS),
+        *itertools.product(["mlp"], PACKAGED),
+    ],
 )
 def test_multipliers_and_absorbed_multipliers_train_bit_for_bit_the_same(model_name: str, optimizer: str) -> None:
     cls, options = (OPTIMIZERS | PACKAGED)[optimizer]
@@ -123,9 +126,7 @@ def test_any_power_of_two_per_tensor_changes_no_bit(model_name: str, optimizer: 
     moved = dataclasses.replace(
         plan,
         rows=tuple(
-            dataclasses.replace(
-                row, ratios=gauge(row.ratios, factors[row.name], facts_of(plan, row), of="multiplier")
-            )
+            dataclasses.replace(row, ratios=gauge(row.ratios, factors[row.name], facts_of(plan, row), of="multiplier"))
             for row in plan.rows
         ),
         hooks=tuple(Hook(module, "output", 1 / t, "test") for module, t in factor.items()),

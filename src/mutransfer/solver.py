@@ -124,7 +124,9 @@ class Solver:
             factor = power(shape.fan_out.exact, self.recipe.logits)
             reason = f"logits × {logits_text(shape.fan_out.ratio, self.recipe.logits)} of the tied head"
             # the table's own multiplier is in the tensor where it is absorbed, and so in the logits already
-            own = self.recipe.factor("head") / (self.recipe.factor("embedding") if self.placement == "absorbed" else 1.0)
+            own = self.recipe.factor("head") / (
+                self.recipe.factor("embedding") if self.placement == "absorbed" else 1.0
+            )
             if own != 1.0:
                 factor, reason = factor * own, f"{reason}, × {own:g} at every size"
             if factor == 1.0:
@@ -173,7 +175,11 @@ class Solver:
         ends = branches.find_ends(self.big, self.shapes, self.stacks, declared, self.small)
         self.notes += branches.notes(ends, self.recipe.name, self.recipe.depth_exponent)
         for end in sorted(ends, key=lambda e: (e.path, e.site or "")):
-            self._end(end, alpha / end.own, f"residual branch × {alpha:g}" + f", ×{end.own:g} by its own code" * (end.own != 1))
+            self._end(
+                end,
+                alpha / end.own,
+                f"residual branch × {alpha:g}" + f", ×{end.own:g} by its own code" * (end.own != 1),
+            )
 
     def _end(self, end: branches.End, alpha: float, reason: str) -> None:
         """Put α on what ends a branch; by a hook where no tensor can take it: a norm without a gain, or with gain − 1."""
@@ -254,7 +260,9 @@ class Solver:
             lookup = "lookup" in shape.axes  # a lookup's input is no tensor of numbers
             names = [n for n in (shape.name, *shape.aliases) if n.endswith(".weight")]
             paths = [n.rpartition(".")[0] for n in names]
-            paths = [p for p in paths if isinstance(self.big.get_submodule(p), nn.Embedding | nn.EmbeddingBag) == lookup]
+            paths = [
+                p for p in paths if isinstance(self.big.get_submodule(p), nn.Embedding | nn.EmbeddingBag) == lookup
+            ]
             if self.placement != "absorbed" and paths:
                 where: Side = "output" if lookup else "input"
                 self.hooks.append(Hook(paths[0], where, ratios.multiplier, f"output × {ratios.multiplier:g}"))

@@ -131,6 +131,8 @@ def _sizes(words: tuple[str, ...]) -> dict[str, int | tuple[int, ...]] | None:
     for pattern, text in (_patterns(words, "--fused") or {}).items():
         numbers = text.split(",")
         if not all(number.strip().isdecimal() for number in numbers):
-            raise InputError(f"--fused {pattern}={text}: write a number of matrices such as 3, or relative sizes such as 4,1,1")
+            raise InputError(
+                f"--fused {pattern}={text}: write a number of matrices such as 3, or relative sizes such as 4,1,1"
+            )
         found[pattern] = int(numbers[0]) if len(numbers) == 1 else tuple(map(int, numbers))
     return found or None

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from mutransfer.axes import is_norm, is_table
 from mutransfer.construct import same_randomness
-from mutransfer.graph import Recorder, Value
+from mutransfer.graph import Recorder
+from mutransfer.passed import Value
 from mutransfer.sample import Call, calls
 from mutransfer.shapes import parameters_of
 

@@ -376,6 +376,7 @@ def sharded_worker(rank: int, port: int, folder: str, make: Callable[..., nn.Mod
         found["ddp norm"] = plan.clip_grad_norm_(plain, 1e9)
         if rank == 0:
             torch.save(found, Path(folder) / "found.pt")
+        dist.barrier()  # a rank that is destroyed while the other still talks to it makes that one abort
     finally:
         dist.destroy_process_group()
 

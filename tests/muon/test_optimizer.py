@@ -360,6 +360,7 @@ def sharded_worker(rank: int, port: int, folder: str) -> None:
         found = {name: p.full_tensor() for name, p in net.named_parameters()}  # pyright: ignore[reportCallIssue]
         if rank == 0:
             torch.save(found, Path(folder) / "found.pt")
+        dist.barrier()  # a rank that is destroyed while the other still talks to it makes that one abort
     finally:
         dist.destroy_process_group()
 

@@ -20,7 +20,7 @@ from mutransfer.axes import is_norm
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 BATCH, LENGTH = 2, 6
-_IMAGES = (16, 32, 64, 224)
+_IMAGES = (16, 32, 64, 224, 28, 8, 4, 128)
 _IDS = re.compile(r"(^|_)(ids?|idx|tokens?|src|tgt|source|target|labels?|y)(_|$)|input_ids")
 _NOTHING = re.compile(r"mask|bias|cache|past|state|condition|context|rotation|freqs")
 _FLOAT, _WHOLE = torch.float32, torch.int64

@@ -1,0 +1,186 @@
+"""The grow plan of two modules: the axes of both read off a forward pass, the plan's numbers, and the blocks put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from mutransfer.blocks import collapse
+from mutransfer.errors import InputError
+from mutransfer.grow.axis import AxisMap
+from mutransfer.grow.depth import Blocks, DepthMode, blocks
+from mutransfer.grow.layout import Axis
+from mutransfer.grow.maps import Matching, Unreadable, declared
+from mutransfer.grow.tensors import GrowPlan, TensorGrowth
+from mutransfer.grow.trace import Layout, trace
+from mutransfer.plans import Plan, Row
+from mutransfer.sample import Call
+from mutransfer.shapes import clean
+
+Maps = Mapping[str, Mapping[int, str | AxisMap]]
+
+
+def grow_plan(
+    small: nn.Module,
+    big: nn.Module,
+    plan: Plan,
+    *,
+    batch: Call | None = None,
+    maps: Maps | None = None,
+    uneven: bool = False,
+    depth: DepthMode = "identity",
+    branch_out: Sequence[str] = (),
+) -> GrowPlan:
+    """What becomes of every tensor of `small` in `big`, under the `plan` that goes from one to the other.
+
+    Both models are traced on `batch` (the arguments of forward), or on guessed ones; they may be on the meta device. `maps` declares
+    axes by name pattern instead. Raises InputError for an axis whose copies cannot be told, naming the tensor and the line to write.
+    """
+    return _Builder(small, big, plan, batch, maps, uneven, blocks(small, big, plan, depth, branch_out), depth).build()
+
+
+def numbers(row: Row, plan: Plan) -> tuple[float, float]:
+    """(s, g) of `W' = s·dup(W)`, `G' = g·dup(G)`: with the plan's expected ‖G'‖_F/‖G‖_F = g·√(ab) and s·g·a·b = α.
+
+    α is the factor of the residual branch that the tensor sits in (1 without a depth rule); a·b the growth of the number of entries:
+    the change of the loss to first order, ⟨W', G'⟩ summed over the copies of a block, stays what it was.
+    """
+    entries = math.prod(row.target_shape) / math.prod(row.base_shape)
+    gradient = row.ratios.gradient / math.sqrt(entries)
+    return _alpha(row, plan) / (gradient * entries), gradient
+
+
+def _alpha(row: Row, plan: Plan) -> float:
+    return 1.0 if plan.depth_exponent is None else row.repeats**-plan.depth_exponent
+
+
+class _Builder:
+    def __init__(
+        self,
+        small: nn.Module,
+        big: nn.Module,
+        plan: Plan,
+        batch: Call | None,
+        maps: Maps | None,
+        uneven: bool,
+        grown: Blocks | None,
+        depth: DepthMode,
+    ) -> None:
+        self.small, self.big, self.plan, self.maps = small, big, plan, maps
+        self.blocks, self.depth = grown, depth
+        self.traced = trace(small, batch), trace(big, batch)
+        self.notes: list[str] = []
+        if self.traced[0] is None or self.traced[1] is None:
+            which = "small" if self.traced[0] is None else "big"
+            self.notes.append(f"the {which} model's forward took no guessed input, so its axes were not traced: units are copied one by one")
+        self.traceless = None in self.traced
+        self.matching = Matching(uneven)
+
+    def build(self) -> GrowPlan:
+        for row in self.plan.rows:
+            ours, theirs = self._axes(1, row.name), self._axes(0, self._source(row))
+            for big, small in zip(ours or (), theirs or (), strict=False):
+                self.matching.learn(small, big)
+        tensors = [self._parameter(row) for row in self.plan.rows]
+        tensors += self._buffers()
+        if self.blocks is not None and self.depth != "identity":
+            alphas = {_alpha(row, self.plan) for row in self.plan.rows}
+            if alphas == {1.0}:
+                self.notes.append("blocks are repeated and the plan has no 1/L on residual branches: the function changes")
+        depth = self.depth if self.blocks is not None else ""
+        return GrowPlan(tuple(tensors), self.plan, depth, tuple(dict.fromkeys(self.notes)))
+
+    # ------------------------------------------------------------------ parameters
+
+    def _parameter(self, row: Row) -> TensorGrowth:
+        source = self._source(row)
+        maps, inexact = self._maps(row.name, source, row.base_shape, row.target_shape)
+        sums = tuple(label in ("in", "kernel") for label in row.axes) or (False,) * len(maps)
+        scale, gradient = numbers(row, self.plan)
+        made = TensorGrowth(row.name, source, maps, sums, scale, gradient, row.name, inexact=inexact)
+        return self._deeper(made, row, self._block(row.name))
+
+    def _source(self, row: Row) -> str:
+        if self.blocks is None:
+            return row.base_name
+        return self.blocks.source_of(row.name, row.base_name, self._block(row.name))
+
+    def _deeper(self, made: TensorGrowth, row: Row, block: str | None) -> TensorGrowth:
+        """A tensor of a growing stack: new blocks end in zero; old ones keep what the plan's 1/L would take from them."""
+        if self.blocks is None or block is None or block not in self.blocks.source:
+            return made
+        if self.depth != "identity":
+            alike = _alpha(row, self.plan) != 1.0
+            return replace(made, inexact=made.inexact or ("repeated; as 1/L" if alike else "repeated"))
+        is_end = row.name in self.blocks.ends
+        if block in self.blocks.new and is_end:
+            return replace(made, fresh="zero")
+        scale = made.scale / (_alpha(row, self.plan) if is_end else 1.0)
+        entries = math.prod(m.factor for m in made.maps)
+        gradient = 1 / (scale * entries)
+        return replace(made, scale=scale, gradient=gradient, inexact=made.inexact or "at the start")
+
+    def _block(self, name: str) -> str | None:
+        if self.blocks is None:
+            return None
+        return next((b for b in self.blocks.source if name.startswith(f"{b}.")), None)
+
+    def _maps(
+        self, name: str, source: str, small: Sequence[int], big: Sequence[int]
+    ) -> tuple[tuple[AxisMap, ...], str]:
+        """One map per axis, and why the copies will not train alike."""
+        given = declared(self.maps, name, small, big)
+        ours, theirs = self._axes(1, name), self._axes(0, source)
+        maps, reasons = [], []
+        for axis, (b, t) in enumerate(zip(small, big, strict=True)):
+            if axis in given:
+                maps.append(given[axis])
+                continue
+            pair = (Axis(b), Axis(t)) if ours is None or theirs is None else (theirs[axis], ours[axis])
+            if b == t:
+                maps.append(AxisMap(b, t))
+                continue
+            try:
+                maps.append(self.matching.map(*pair))
+            except Unreadable as error:
+                pattern = collapse(name)
+                raise InputError(f"axis {axis} of {name!r} {tuple(small)} → {tuple(big)}: {error}; declare it with "
+                                 f"maps={{{pattern!r}: {{{axis}: '{b}→{t}'}}}}") from None  # fmt: skip
+            if not maps[-1].whole:
+                reasons.append("no whole multiple: at the start only")
+            if self.matching.tables:
+                reasons.append("meets a table that forward makes, which is not copied")
+                self.matching.tables.clear()
+        return tuple(maps), "; ".join(dict.fromkeys(reasons))
+
+    def _axes(self, which: int, name: str) -> list[Axis] | None:
+        traced: tuple[Layout, frozenset[str]] | None = self.traced[which]
+        return None if self.traceless or traced is None else traced[0].get(name)
+
+    # ------------------------------------------------------------------ buffers
+
+    def _buffers(self) -> list[TensorGrowth]:
+        small = {clean(name): buffer for name, buffer in self.small.named_buffers()}
+        paths = {row.name.rpartition(".")[0]: row.base_name.rpartition(".")[0] for row in self.plan.rows}
+        made = []
+        for raw, buffer in self.big.named_buffers():
+            name = clean(raw)
+            path, _, attribute = name.rpartition(".")
+            block = self._block(name)
+            near = paths.get(path, path)
+            source = f"{near}.{attribute}" if near else attribute
+            if self.blocks is not None:
+                source = self.blocks.source_of(name, source, block)
+            if source not in small:
+                self.notes.append(f"buffer {name!r} has no brother in the small model: it stays as the big model made it")
+                continue
+            if small[source].ndim != buffer.ndim:
+                raise InputError(f"buffer {name!r} has shape {tuple(buffer.shape)}, and {tuple(small[source].shape)} in the small model")  # fmt: skip
+            maps, inexact = self._maps(name, source, tuple(small[source].shape), tuple(buffer.shape))
+            made.append(TensorGrowth(name, source, maps, (False,) * len(maps), inexact=inexact))
+        return made
+
+

@@ -34,8 +34,10 @@ class AxisMap:
     def product(cls, *parts: AxisMap) -> AxisMap:
         """The map of a product of axes; parts that are products themselves and those of one unit are folded in."""
         flat = [q for p in parts for q in (p.parts if p.form == "product" else (p,)) if (q.base, q.target) != (1, 1)]
-        if len(flat) < 2:
-            return flat[0] if flat else cls(1, 1)
+        if not flat:
+            return cls(1, 1)
+        if len(flat) == 1:
+            return flat[0]
         if all(p.base == p.target for p in flat):
             return cls(math.prod(p.base for p in flat), math.prod(p.target for p in flat))
         return cls(math.prod(p.base for p in flat), math.prod(p.target for p in flat), "product", tuple(flat))
@@ -63,11 +65,14 @@ class AxisMap:
     @property
     def whole(self) -> bool:
         """Whether every unit has the same number of copies: only then do the copies train alike."""
-        if self.form == "copy":
-            return self.target % self.base == 0
-        return all(p.whole for p in self.parts) and (
-            self.form == "product" or len({p.factor for p in self.parts if p.grows}) < 2
-        )
+        if self.form == "join" and len({p.factor for p in self.parts}) > 1:
+            return False
+        return all(p.whole for p in self.parts) if self.parts else self.target % self.base == 0
+
+    @property
+    def divides(self) -> bool:
+        """Whether every part by itself grows by a whole factor, not all parts of a join by the same."""
+        return all(p.divides for p in self.parts) if self.parts else self.target % self.base == 0
 
     def index(self) -> Tensor:
         """(target,) int64: the unit of the small axis behind each unit of the big one."""

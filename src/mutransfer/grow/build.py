@@ -75,12 +75,14 @@ class _Builder:
         self.notes: list[str] = []
         if self.traced[0] is None or self.traced[1] is None:
             which = "small" if self.traced[0] is None else "big"
-            self.notes.append(f"the {which} model's forward took no guessed input, so its axes were not traced: units are copied one by one")
+            self.notes.append(
+                f"the {which} model's forward took no guessed input, so its axes were not traced: units are copied one by one"
+            )
         self.traceless = None in self.traced
         self.matching = Matching(uneven)
 
     def build(self) -> GrowPlan:
-        for row in self.plan.rows:
+        for row in (*self.plan.rows, *self.plan.rows):  # twice: what one tensor leaves open another may tell
             ours, theirs = self._axes(1, row.name), self._axes(0, self._source(row))
             for big, small in zip(ours or (), theirs or (), strict=False):
                 self.matching.learn(small, big)
@@ -89,7 +91,9 @@ class _Builder:
         if self.blocks is not None and self.depth != "identity":
             alphas = {_alpha(row, self.plan) for row in self.plan.rows}
             if alphas == {1.0}:
-                self.notes.append("blocks are repeated and the plan has no 1/L on residual branches: the function changes")
+                self.notes.append(
+                    "blocks are repeated and the plan has no 1/L on residual branches: the function changes"
+                )
         depth = self.depth if self.blocks is not None else ""
         return GrowPlan(tuple(tensors), self.plan, depth, tuple(dict.fromkeys(self.notes)))
 
@@ -150,7 +154,11 @@ class _Builder:
                 raise InputError(f"axis {axis} of {name!r} {tuple(small)} → {tuple(big)}: {error}; declare it with "
                                  f"maps={{{pattern!r}: {{{axis}: '{b}→{t}'}}}}") from None  # fmt: skip
             if not maps[-1].whole:
-                reasons.append("no whole multiple: at the start only")
+                reasons.append(
+                    "parts grow by different factors under one rate"
+                    if maps[-1].divides
+                    else "no whole multiple: at the start only"
+                )
             if self.matching.tables:
                 reasons.append("meets a table that forward makes, which is not copied")
                 self.matching.tables.clear()
@@ -175,12 +183,12 @@ class _Builder:
             if self.blocks is not None:
                 source = self.blocks.source_of(name, source, block)
             if source not in small:
-                self.notes.append(f"buffer {name!r} has no brother in the small model: it stays as the big model made it")
+                self.notes.append(
+                    f"buffer {name!r} has no brother in the small model: it stays as the big model made it"
+                )
                 continue
             if small[source].ndim != buffer.ndim:
                 raise InputError(f"buffer {name!r} has shape {tuple(buffer.shape)}, and {tuple(small[source].shape)} in the small model")  # fmt: skip
             maps, inexact = self._maps(name, source, tuple(small[source].shape), tuple(buffer.shape))
             made.append(TensorGrowth(name, source, maps, (False,) * len(maps), inexact=inexact))
         return made
-
-

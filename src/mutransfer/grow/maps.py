@@ -20,13 +20,13 @@ class Matching:
 
     def __init__(self, uneven: bool = False) -> None:
         self.uneven = uneven
-        self.brothers: dict[Axis, Axis] = {}
+        self.brothers: dict[Axis, Axis | None] = {}  # part of the big model → of the small one; None: it is 1 there
         self.tables: list[tuple[int, int]] = []
 
     def learn(self, small: Axis, big: Axis) -> None:
         """These are the same axis of the two models: remember the parts that can be told apart without doubt."""
         ours, theirs = small.find(), big.find()
-        self.brothers.setdefault(ours, theirs)
+        self.brothers.setdefault(theirs, ours)
         if ours.form == theirs.form == "join":
             below = (ours.parts, theirs.parts)
         elif "product" in (ours.form, theirs.form):
@@ -36,6 +36,10 @@ class Matching:
         if len(below[0]) == len(below[1]):
             for s, b in zip(*below, strict=True):
                 self.learn(s, b)
+        elif len(below[0]) < len(below[1]) and "join" not in (ours.form, theirs.form):
+            ranked = self._ranked(*below)
+            if len(ranked) == 1 or (ranked and ranked[0][0] > ranked[1][0]):
+                self._remember(ranked[0][1])
 
     def map(self, small: Axis, big: Axis, table: bool = False) -> AxisMap:
         """The map from an axis of the small model to the same axis of the big one. Raises Unreadable.
@@ -74,6 +78,15 @@ class Matching:
         """Factors of one model against those of the other; a factor that is 1 in one of them (one head) is not seen there."""
         if len(small) == len(big):
             return list(zip(small, big, strict=True))
+        ranked = self._ranked(small, big)
+        if not ranked:
+            ours, theirs = [a.size for a in big], [a.size for a in small]
+            raise Unreadable(f"it is a product of {theirs} in the small model and of {ours} in the big one")
+        self._remember(ranked[0][1])
+        return ranked[0][1]
+
+    def _ranked(self, small: Sequence[Axis], big: Sequence[Axis]) -> list[tuple[int, list[tuple[Axis, Axis]]]]:
+        """Every pairing with whole factors, best first: those that agree with what is known, then those with most equal sizes."""
         few, many = (small, big) if len(small) < len(big) else (big, small)
         found: list[tuple[int, list[tuple[Axis, Axis]]]] = []
         for places in itertools.combinations(range(len(many)), len(few)):
@@ -82,12 +95,17 @@ class Matching:
                 row[place] = axis
             pairs = list(zip(row, many, strict=True) if few is small else zip(many, row, strict=True))
             if all(b.size % s.size == 0 or (self.uneven and b.size > s.size) for s, b in pairs):
-                brothers = sum(self.brothers.get(s.find()) is b.find() for s, b in pairs)
-                found.append((10 * brothers + sum(s.size == b.size for s, b in pairs), pairs))
-        if not found:
-            ours, theirs = [a.size for a in big], [a.size for a in small]
-            raise Unreadable(f"it is a product of {theirs} in the small model and of {ours} in the big one")
-        return max(found, key=lambda candidate: candidate[0])[1]
+                score = sum(s.size == b.size for s, b in pairs)
+                for s, b in pairs:
+                    known = self.brothers.get(b.find(), b)
+                    if known is not b:
+                        score += 10 if known is (None if s.size == 1 else s.find()) else -10
+                found.append((score, pairs))
+        return sorted(found, key=lambda candidate: -candidate[0])
+
+    def _remember(self, pairs: list[tuple[Axis, Axis]]) -> None:
+        for s, b in pairs:
+            self.brothers.setdefault(b.find(), None if s.size == 1 else s.find())
 
 
 # ------------------------------------------------------------------ declared by the user
@@ -179,5 +197,3 @@ def declared(
                              f"{made.base} to {made.target}")  # fmt: skip
         found[axis] = made
     return found
-
-

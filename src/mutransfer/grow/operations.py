@@ -495,7 +495,9 @@ def _index(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> Non
     """Tensors of places replace the axes they index (where those are neighbours; in front otherwise)."""
     axes, indices = list(knows.of(call["self"])), list(call["indices"])
     at = [i for i, index in enumerate(indices) if index is not None]
-    if not at or any(indices[i].dtype.is_floating_point or str(indices[i].dtype) in ("torch.bool", "torch.uint8") for i in at):
+    if not at or any(
+        indices[i].dtype.is_floating_point or str(indices[i].dtype) in ("torch.bool", "torch.uint8") for i in at
+    ):
         return _masked(knows, axes, indices, made)
     rank = max(indices[i].ndim for i in at)
     together = at == list(range(at[0], at[-1] + 1))
@@ -513,7 +515,9 @@ def _masked(knows: Knows, axes: list[Axis], indices: list[Any], made: Sequence[T
     knows.put(made[0], [*(Axis(n) for n in made[0].shape[:front]), *tail])
 
 
-@rule("index_put", "index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce", "index_fill", "_index_put_impl")
+@rule(
+    "index_put", "index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce", "index_fill", "_index_put_impl"
+)
 def _write(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> None:
     """What is written has the axes of where it is written, at its end."""
     axes = knows.of(call["self"])

@@ -15,7 +15,9 @@ def render(plan: GrowPlan, width: int = 140) -> str:
     """The table as text. Tensors that differ by their block number alone are one line."""
     table = Table(title=_title(plan), title_justify="left", header_style="bold")
     for heading in ("tensor", "small → big", "copies", "× weight", "× gradient", "× lr", "follows"):
-        table.add_column(heading, overflow="fold", justify="left" if heading in ("tensor", "copies", "follows") else "right")
+        table.add_column(
+            heading, overflow="fold", justify="left" if heading in ("tensor", "copies", "follows") else "right"
+        )
     groups: dict[tuple[str, ...], list[TensorGrowth]] = {}
     for tensor in plan.tensors:
         groups.setdefault((collapse(tensor.name), *_cells(plan, tensor)), []).append(tensor)
@@ -32,7 +34,11 @@ def render(plan: GrowPlan, width: int = 140) -> str:
 
 
 def _title(plan: GrowPlan) -> str:
-    what = "exact: the same function, and the same path under the plan's rates" if plan.exact else "not exact in every tensor"
+    what = (
+        "exact: the same function, and the same path under the plan's rates"
+        if plan.exact
+        else "not exact in every tensor"
+    )
     depth = f"; depth: {plan.depth}" if plan.depth else ""
     return f"Grow plan: {len(plan.tensors)} tensors; {what}{depth}"
 

@@ -1,0 +1,393 @@
+"""`mutransfer.grow`: the big model and its optimizer, started from the small one's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mutransfer import hooks
+from mutransfer.build import plan as make_plan
+from mutransfer.check.build import own_randomness
+from mutransfer.errors import InputError
+from mutransfer.grow.build import Maps, grow_plan
+from mutransfer.grow.depth import DepthMode
+from mutransfer.grow.material import materialise, write
+from mutransfer.grow.noise import Noise, apply_noise, noise_of, noisy_moment
+from mutransfer.grow.optimizer import State, grow_optimizer
+from mutransfer.grow.state import Declared, inexact_reason
+from mutransfer.grow.tensors import GrowPlan
+from mutransfer.grow.ties import tie_warning
+from mutransfer.grow.verify import Verification, verify_growth
+from mutransfer.grow.weights import grown
+from mutransfer.hooks import Hook
+from mutransfer.optimizers import facts_for
+from mutransfer.plans import Plan
+from mutransfer.sample import Call, calls
+from mutransfer.shapes import clean, compare_with_stacks, parameters_of
+
+STEPS = 3
+"""Training steps that `grow` verifies where it has the user's batches and both optimizers."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was done: the grow plan, what the verification found (None: it could not run), noise and seed, and notes.
+
+    `scheduler` and `average` are the grown LR schedule and weight average, where they were handed over.
+    """
+
+    plan: GrowPlan
+    verification: Verification | None
+    noise: Noise
+    seed: int
+    notes: tuple[str, ...]
+    scheduler: Any = None
+    average: Any = None
+
+    def __str__(self) -> str:
+        lines = [f"noise {self.noise}, seed {self.seed}" if self.noise else "no noise"]
+        lines.append("not verified" if self.verification is None else str(self.verification))
+        return "\n".join([*lines, *(f"· {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class Grown:
+    """`big, big_opt, record = grow(…)`: the big model, its optimizer (None where none was given), and the record."""
+
+    model: nn.Module
+    optimizer: Any
+    record: Record
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.optimizer, self.record))
+
+
+def grow(
+    model: nn.Module,
+    optimizer: Any = None,
+    *,
+    to: nn.Module,
+    noise: float | str | Noise = 0.0,
+    seed: int = 0,
+    plan: Plan | None = None,
+    scheduler: Any = None,
+    average: Any = None,
+    batches: Any = None,
+    loss: Any = None,
+    steps: int | None = None,
+    clip: Any = None,
+    depth: DepthMode = "identity",
+    uneven: bool = False,
+    maps: Maps | None = None,
+    axes: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
+    branch_out: Sequence[str] = (),
+    optimizer_state: State = "copy",
+    state_rules: Mapping[str, Declared] | None = None,
+    verify: bool | Literal["report"] = True,
+    save: str | Path | None = None,
+    show: bool = True,
+) -> Grown:
+    """Start `to`, a module of a larger shape, from `model`: `big, big_opt, record = grow(model, opt, to=big)`.
+
+    Every unit of a growing axis is copied k-fold, `W' = s·dup(W)` with `s = 1/(a·c)`, and the optimizer's state with it, so that the big
+    model computes the small one's function, and under the rates of the plan trains as it for ever (theory §6): pass the *same* base lr,
+    decay and eps on. `noise` (σ, or as `Noise`) breaks the tie between copies. The small model and optimizer are not changed; `to` is
+    written in place, on its own device (from the meta device: on torch's default one).
+
+    `plan`: one from the small model to the big, or the one from your base to the big (its multipliers are then attached); without it the
+    absorbed μP plan from small to big, which leaves the forward as it is and holds whatever parametrized the small model. `optimizer` may be
+    a list. `scheduler` and `average` (an EMA) go on as `record.scheduler`, `record.average`. `depth` says what new blocks are: "identity"
+    (they add nothing at the start), "interleave" or "append" (copies). `uneven` allows multiples that are not whole: the function is kept
+    where it can be, the path is not. `maps` declares axes, {"*.qkv.weight": {0: "3×[4→8·16]"}}, as the plan prints them.
+
+    Before anything is done the grow plan is printed (`show`) and saved (`save`). `verify` compares outputs, gradients and, on `batches` with
+    `loss(model, batch)`, `steps` training steps (`clip`: the threshold of the invariant clipping norm) before the noise; "report" leaves
+    the outcome in `record.verification`, True raises GrowthError where something departs.
+    Raises InputError for what cannot be grown, naming the tensor, the shapes and the line to write.
+    """
+    wanted = noise_of(noise)
+    if not isinstance(model, nn.Module) or not isinstance(to, nn.Module):
+        raise InputError("grow(model, optimizer, to=big_model): both models are nn.Module")
+    if model is to or {id(p) for p in model.parameters()} & {id(p) for p in to.parameters()}:
+        raise InputError("to= shares tensors with the small model: build a module of its own")
+    if type(seed) is not int:
+        raise InputError(f"seed={seed!r}: write a whole number")
+    with own_randomness():
+        relative = relative_plan(model, to, optimizer, plan, axes, roles, branch_out)
+        call = _call(batches)
+        made = grow_plan(model, to, relative, batch=call, maps=maps, uneven=uneven, depth=depth, branch_out=branch_out)
+        made = _with_optimizer_notes(made, optimizer)
+        if save is not None:
+            made.save(save)
+        if show:
+            print(made)
+        notes = [*attach(model, to, relative, plan)]
+        materialise(to, made)
+        fill(model, to, made)
+        big_optimizer = None
+        if optimizer is not None:
+            big_optimizer = grow_optimizer(optimizer, model, to, made, state=optimizer_state, state_rules=state_rules)
+        schedule = None if scheduler is None else _schedule(scheduler, big_optimizer, model, made)
+        mean = None if average is None else _average(average, to, made)
+        found: Verification | None = None
+        if verify:
+            found, more = _verified(model, to, made, batches, loss, optimizer, big_optimizer, steps, clip)
+            notes += more
+            if found is not None and not found.ok and verify is not True:
+                notes.append("the verification failed")
+        if found is None or found.ok or verify is not True:
+            notes += _noise(wanted, made, to, big_optimizer, seed)
+            if not wanted and (warning := tie_warning(to, made, optimizer=_one(big_optimizer))):
+                notes.append(warning)
+    record = Record(made, found, wanted, seed, tuple(dict.fromkeys(notes)), schedule, mean)
+    if show:
+        print(record)
+    if found is not None and not found.ok and verify is True:
+        found.raise_if_wrong()
+    return Grown(to, big_optimizer, record)
+
+
+# ------------------------------------------------------------------ the plan
+
+
+def relative_plan(
+    small: nn.Module,
+    big: nn.Module,
+    optimizer: Any,
+    plan: Plan | None,
+    axes: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
+    branch_out: Sequence[str] = (),
+) -> Plan:
+    """The plan from the small model to the big one: the given one, or made with the same recipe, placement and optimizers."""
+    if plan is not None:
+        plan.named(big)
+        shapes = {p.name: p.shape for p in parameters_of(small).values()}
+        if all(shapes.get(row.base_name) == row.base_shape for row in plan.rows):
+            return plan
+        if not plan.parametrization or not plan.parametrization.width:
+            raise InputError(
+                f"plan: recipe {plan.recipe!r} scales nothing and its base is not the small model; leave plan= out"
+            )
+    recipe: Any = "mup" if plan is None or plan.parametrization is None else plan.parametrization
+    placement = "absorbed" if plan is None else plan.placement
+    return make_plan(
+        big, base=small, optimizer=_optimizers(small, big, optimizer), recipe=recipe, placement=placement, axes=axes,
+        roles=roles, branch_out=branch_out,
+    )  # fmt: skip
+
+
+def _optimizers(small: nn.Module, big: nn.Module, optimizer: Any) -> Any:
+    """What `mutransfer.plan` takes as its optimizer: one, or one by tensor of the big model."""
+    if optimizer is None:
+        return "adamw"
+    every = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    parts = [part for one in every for part in getattr(one, "parts", [one])]
+    names = {id(p.module._parameters[p.attribute]): name for name, p in parameters_of(small).items()}
+    of: dict[str, Any] = {}
+    for part in parts:
+        if not isinstance(part, torch.optim.Optimizer):
+            raise InputError(
+                f"a {type(part).__name__} is no optimizer: give the torch optimizer that trains the small model"
+            )
+        facts = facts_for(part)
+        whole: Any = type(part) if facts_for(type(part)) == facts else facts
+        for group in part.param_groups:
+            for p in group["params"]:
+                if id(p) in names:
+                    of[names[id(p)]] = group["optimizer"] if "base" in group else whole
+    if len({repr(one) for one in of.values()}) == 1 and len(of) == len(names):
+        return next(iter(of.values()))
+    shapes, _ = compare_with_stacks(small, big, strict=False)
+    return {shape.name: of.get(shape.base_name, "adamw") for shape in shapes}
+
+
+def attach(small: nn.Module, big: nn.Module, relative: Plan, plan: Plan | None) -> list[str]:
+    """Give the big model the multipliers that its function needs: the small model's own, times those of the plan.
+
+    Raises InputError where it carries others already.
+    """
+    ours = {(hook.module, hook.where): hook for hook in hooks.attached(big)}
+    theirs = {(hook.module, hook.where): hook.factor for hook in hooks.attached(small)}
+    sources = {row.name.rpartition(".")[0]: row.base_name.rpartition(".")[0] for row in relative.rows}
+    due: dict[tuple[str, Any], Hook] = {(hook.module, hook.where): hook for hook in relative.hooks}
+    for path in dict.fromkeys([*(p for p, _ in due), *sources, *(p for p, _ in theirs)]):
+        for where in ("input", "output"):
+            inherited = theirs.get((sources.get(path, path), where), 1.0)
+            known = due.get((path, where))
+            if inherited != 1.0:
+                factor = inherited * (known.factor if known else 1.0)
+                reason = known.reason if known else "the small model's own"
+                due[path, where] = Hook(path, where, factor, reason)
+    for key, hook in due.items():
+        present = ours.pop(key, None)
+        if present is not None and abs(present.factor / hook.factor - 1) > 1e-6:
+            raise InputError(f"module {hook.module!r} of the big model carries ×{present.factor:g} where growing needs "
+                             f"×{hook.factor:g}: give a model without hooks, or the plan= that they come from")  # fmt: skip
+        if present is not None:
+            due[key] = present
+    for (path, _), hook in ours.items():
+        if hook.factor != 1.0:
+            raise InputError(f"module {path!r} of the big model carries ×{hook.factor:g}, which the small model does not: "
+                             f"give the plan= that it comes from, or a model without hooks")  # fmt: skip
+    wanted = tuple(hook for hook in due.values() if abs(hook.factor - 1) > 1e-12)
+    if plan is not None:  # its own hooks, so that plan.verify finds them
+        own = {(hook.module, hook.where): hook for hook in plan.hooks}
+        wanted = tuple(own.get((h.module, h.where), h) if (h.module, h.where) in own and abs(own[h.module, h.where].factor / h.factor - 1) < 1e-9 else h for h in wanted)  # fmt: skip
+    hooks.attach(big, wanted)
+    if not wanted:
+        return []
+    first = wanted[0]
+    return [f"{len(wanted)} multipliers are carried by hooks of the big model ({first.module}: ×{first.factor:g}): save them with it by "
+            f"calling record.plan.plan.attach(model) after loading"]  # fmt: skip
+
+
+def _with_optimizer_notes(made: GrowPlan, optimizer: Any) -> GrowPlan:
+    if optimizer is None:
+        return made
+    every = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    reasons = [inexact_reason(part) for one in every for part in getattr(one, "parts", [one])]
+    return dataclasses.replace(made, notes=tuple(dict.fromkeys([*made.notes, *(r for r in reasons if r)])))
+
+
+# ------------------------------------------------------------------ applying
+
+
+def fill(small: nn.Module, big: nn.Module, made: GrowPlan) -> None:
+    """Write every tensor of the big model that the grow plan names."""
+    sources = tensors_of(small)
+    targets = tensors_of(big)
+    with torch.no_grad():
+        for growth in made.tensors:
+            write(targets[growth.name], grown(growth, sources[growth.source].detach()))
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by their names in the user's own model (wrappers' prefixes dropped)."""
+    found = {name: p.module._parameters[p.attribute] for name, p in parameters_of(model).items()}
+    tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
+    if all(name.startswith("module.") for name in tensors):  # DDP
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    buffers = {clean(name).removeprefix("module."): b for name, b in model.named_buffers(remove_duplicate=False)}
+    return {**buffers, **tensors}
+
+
+def _call(batches: Any) -> Call | None:
+    """The arguments of forward, where a batch tells them: a tensor, or a pair of inputs and targets."""
+    if batches is None:
+        return None
+    first = batches
+    if isinstance(batches, list) or not isinstance(batches, Tensor | tuple | Mapping):
+        first = next(iter(batches), None) if isinstance(batches, Sequence) or hasattr(batches, "__getitem__") else None
+    if isinstance(first, tuple | list) and first and isinstance(first[0], Tensor):
+        return (first[0],), {}
+    if isinstance(first, Mapping):
+        return (), {k: v for k, v in first.items() if isinstance(v, Tensor) and k not in ("labels", "y", "target")}
+    return ((first,), {}) if isinstance(first, Tensor) else None
+
+
+def guessed_batch(model: nn.Module) -> Call | None:
+    """Arguments that the model's forward accepts, found by trying; None where none were. The model runs without gradients."""
+    training = {m: m.training for m in model.modules()}
+    try:
+        model.eval()
+        place = next((p.device for p in model.parameters()), torch.device("cpu"))
+        kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        for args, kwargs in calls(model):
+            moved = _cast(args, place, kind), _cast(kwargs, place, kind)
+            try:
+                with torch.no_grad():
+                    model(*moved[0], **moved[1])
+            except Exception:  # not an input that this forward accepts
+                continue
+            return moved
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return None
+
+
+def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, Mapping):
+        return {key: _cast(item, device, dtype) for key, item in value.items()}
+    return type(value)(_cast(item, device, dtype) for item in value) if isinstance(value, tuple | list) else value
+
+
+def guessed_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Mean square of the first output: the same for equal copies of any output."""
+    args, kwargs = batch
+    output = model(*args, **kwargs)
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values() if isinstance(output, Mapping) else output))
+    return output.float().square().mean() if output.dtype.itemsize < 4 else output.square().mean()
+
+
+def _verified(
+    small: nn.Module, big: nn.Module, made: GrowPlan, batches: Any, loss: Any, optimizer: Any, big_optimizer: Any,
+    steps: int | None, clip: Any,
+) -> tuple[Verification | None, list[str]]:  # fmt: skip
+    if batches is None:
+        guess = guessed_batch(small)
+        if guess is None:
+            return None, ["not verified: the model takes none of the guessed inputs; give batches= (and loss=)"]
+        batches, loss = [guess], guessed_loss
+        note = ["verified on guessed inputs; batches= and loss= verify on yours, and training steps with them"]
+        steps = 0 if steps is None else steps
+    else:
+        note = []
+    count = (STEPS if optimizer is not None else 0) if steps is None else steps
+    pair = (optimizer, big_optimizer) if count else (None, None)
+    return verify_growth(
+        small, big, made, batches, loss, optimizer=pair[0], big_optimizer=pair[1], steps=count, clip=clip
+    ), note
+
+
+def _noise(noise: Noise, made: GrowPlan, big: nn.Module, optimizer: Any, seed: int) -> list[str]:
+    if not noise:
+        return []
+    tensors = tensors_of(big)
+    notes = [*apply_noise(noise, made, lambda name: tensors[name], seed)]
+    if noise.moments and optimizer is not None:
+        for one in optimizer if isinstance(optimizer, list) else [optimizer]:
+            for growth in made.tensors:
+                state = one.state.get(tensors[growth.name], {}) if growth.row else {}
+                for key, value in state.items():
+                    if isinstance(value, Tensor):
+                        row = made.plan[growth.row] if growth.row else None
+                        value.copy_(noisy_moment(noise, growth, value, key, seed, row))
+    return notes
+
+
+def _one(optimizer: Any) -> Any:
+    return (
+        optimizer[0]
+        if isinstance(optimizer, list) and len(optimizer) == 1
+        else None
+        if isinstance(optimizer, list)
+        else optimizer
+    )
+
+
+def _schedule(scheduler: Any, big_optimizer: Any, small: nn.Module, made: GrowPlan) -> Any:
+    from mutransfer.grow.schedule import grow_scheduler
+
+    if big_optimizer is None:
+        raise InputError(
+            "scheduler= goes with the optimizer that it drives: grow(model, optimizer, to=big, scheduler=…)"
+        )
+    return grow_scheduler(scheduler, big_optimizer, small, made)
+
+
+def _average(average: Any, big: nn.Module, made: GrowPlan) -> Any:
+    from mutransfer.grow.schedule import grow_average
+
+    return grow_average(average, big, made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -19,6 +20,10 @@ from mutransfer.grow.trace import Layout, trace
 from mutransfer.plans import Plan, Row
 from mutransfer.sample import Call
 from mutransfer.shapes import clean
+
+_LENGTHS = (("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v"))
+_SPECTRAL = re.compile(r"parametrizations\.\w+\.\d+\._[uv]$|weight_[uv]$")
+"""A spectral norm's estimates of the singular vectors, each of length 1."""
 
 Maps = Mapping[str, Mapping[int, str | AxisMap]]
 
@@ -105,7 +110,25 @@ class _Builder:
         sums = tuple(label in ("in", "kernel") for label in row.axes) or (False,) * len(maps)
         scale, gradient = numbers(row, self.plan)
         made = TensorGrowth(row.name, source, maps, sums, scale, gradient, row.name, inexact=inexact)
+        made = self._normed(made)
         return self._deeper(made, row, self._block(row.name))
+
+    def _normed(self, made: TensorGrowth) -> TensorGrowth:
+        """The length g of a weight norm, W = g·v/‖v‖, where ‖v‖ runs over the axes that g does not have, m of whose entries are copies.
+
+        `W' = s·dup(W)` needs `g' = s·√m·dup(g)`; g's own rate is that of a vector, so that the path is not the small model's.
+        """
+        name = next((f"{made.name.removesuffix(g)}{v}" for g, v in _LENGTHS if made.name.endswith(g)), None)
+        direction = next((row for row in self.plan.rows if row.name == name), None)
+        if direction is None:
+            return made
+        pairs = zip(direction.base_shape, direction.target_shape, made.target_shape, strict=True)
+        copies = math.prod(big / small for small, big, own in pairs if own == 1)
+        scale = numbers(direction, self.plan)[0] * math.sqrt(copies)
+        if scale == made.scale:
+            return made
+        gradient = made.gradient * made.scale / scale
+        return replace(made, scale=scale, gradient=gradient, inexact="weight norm: at the start only")
 
     def _source(self, row: Row) -> str:
         if self.blocks is None:
@@ -190,5 +213,6 @@ class _Builder:
             if small[source].ndim != buffer.ndim:
                 raise InputError(f"buffer {name!r} has shape {tuple(buffer.shape)}, and {tuple(small[source].shape)} in the small model")  # fmt: skip
             maps, inexact = self._maps(name, source, tuple(small[source].shape), tuple(buffer.shape))
-            made.append(TensorGrowth(name, source, maps, (False,) * len(maps), inexact=inexact))
+            scale = math.prod(m.factor for m in maps) ** -0.5 if _SPECTRAL.search(name) else 1.0
+            made.append(TensorGrowth(name, source, maps, (False,) * len(maps), scale, inexact=inexact))
         return made

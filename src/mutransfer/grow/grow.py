@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,9 @@ def grow(
     axes: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
     branch_out: Sequence[str] = (),
+    head_size: tuple[int, int] | None = None,
+    fused: Mapping[str, int | Sequence[int]] | None = None,
+    multipliers: Mapping[str, float] | None = None,
     optimizer_state: State = "copy",
     state_rules: Mapping[str, Declared] | None = None,
     verify: bool | Literal["report"] = True,
@@ -105,7 +109,9 @@ def grow(
     absorbed μP plan from small to big, which leaves the forward as it is and holds whatever parametrized the small model. `optimizer` may be
     a list. `scheduler` and `average` (an EMA) go on as `record.scheduler`, `record.average`. `depth` says what new blocks are: "identity"
     (they add nothing at the start), "interleave" or "append" (copies). `uneven` allows multiples that are not whole: the function is kept
-    where it can be, the path is not. `maps` declares axes, {"*.qkv.weight": {0: "3×[4→8·16]"}}, as the plan prints them.
+    where it can be, the path is not. `maps` declares axes, {"*.qkv.weight": {0: "3×[4→8·16]"}}, as the plan prints them; `axes`, `roles`,
+    `branch_out`, `head_size` and `fused` are those of `mutransfer.plan`. `multipliers` go on the outputs of the big model's modules: what
+    undoes a factor of its own code that depends on the size (T5's logits × 1/√d_model), {"lm_head": 2**0.5} for twice the width.
 
     Before anything is done the grow plan is printed (`show`) and saved (`save`). `verify` compares outputs, gradients and, on `batches` with
     `loss(model, batch)`, `steps` training steps (`clip`: the threshold of the invariant clipping norm) before the noise; "report" leaves
@@ -120,7 +126,8 @@ def grow(
     if type(seed) is not int:
         raise InputError(f"seed={seed!r}: write a whole number")
     with own_randomness():
-        relative = relative_plan(model, to, optimizer, plan, axes, roles, branch_out)
+        reading = dict(axes=axes, roles=roles, branch_out=branch_out, head_size=head_size, fused=fused)
+        relative = relative_plan(model, to, optimizer, plan, **reading)
         call = _call(batches)
         made = grow_plan(model, to, relative, batch=call, maps=maps, uneven=uneven, depth=depth, branch_out=branch_out)
         made = _with_optimizer_notes(made, optimizer)
@@ -128,7 +135,7 @@ def grow(
             made.save(save)
         if show:
             print(made)
-        notes = [*attach(model, to, relative, plan)]
+        notes = [*attach(model, to, relative, plan, multipliers)]
         materialise(to, made)
         fill(model, to, made)
         big_optimizer = None
@@ -158,15 +165,12 @@ def grow(
 
 
 def relative_plan(
-    small: nn.Module,
-    big: nn.Module,
-    optimizer: Any,
-    plan: Plan | None,
-    axes: Mapping[str, str] | None = None,
-    roles: Mapping[str, str] | None = None,
-    branch_out: Sequence[str] = (),
+    small: nn.Module, big: nn.Module, optimizer: Any = None, plan: Plan | None = None, **reading: Any
 ) -> Plan:
-    """The plan from the small model to the big one: the given one, or made with the same recipe, placement and optimizers."""
+    """The plan from the small model to the big one: the given one, or made with the same recipe, placement and optimizers.
+
+    `reading` are the options of `mutransfer.plan` that answer what shapes leave open: axes, roles, branch_out, head_size, fused.
+    """
     if plan is not None:
         plan.named(big)
         shapes = {p.name: p.shape for p in parameters_of(small).values()}
@@ -179,9 +183,8 @@ def relative_plan(
     recipe: Any = "mup" if plan is None or plan.parametrization is None else plan.parametrization
     placement = "absorbed" if plan is None else plan.placement
     return make_plan(
-        big, base=small, optimizer=_optimizers(small, big, optimizer), recipe=recipe, placement=placement, axes=axes,
-        roles=roles, branch_out=branch_out,
-    )  # fmt: skip
+        big, base=small, optimizer=_optimizers(small, big, optimizer), recipe=recipe, placement=placement, **reading
+    )
 
 
 def _optimizers(small: nn.Module, big: nn.Module, optimizer: Any) -> Any:
@@ -209,7 +212,9 @@ def _optimizers(small: nn.Module, big: nn.Module, optimizer: Any) -> Any:
     return {shape.name: of.get(shape.base_name, "adamw") for shape in shapes}
 
 
-def attach(small: nn.Module, big: nn.Module, relative: Plan, plan: Plan | None) -> list[str]:
+def attach(
+    small: nn.Module, big: nn.Module, relative: Plan, plan: Plan | None, more: Mapping[str, float] | None = None
+) -> list[str]:
     """Give the big model the multipliers that its function needs: the small model's own, times those of the plan.
 
     Raises InputError where it carries others already.
@@ -226,6 +231,11 @@ def attach(small: nn.Module, big: nn.Module, relative: Plan, plan: Plan | None) 
                 factor = inherited * (known.factor if known else 1.0)
                 reason = known.reason if known else "the small model's own"
                 due[path, where] = Hook(path, where, factor, reason)
+    for path, factor in (more or {}).items():
+        if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 < abs(factor) < math.inf:
+            raise InputError(f"multipliers={{{path!r}: {factor!r}}}: write a number")
+        known = due.get((path, "output"))
+        due[path, "output"] = Hook(path, "output", factor * (known.factor if known else 1.0), "given")
     for key, hook in due.items():
         present = ours.pop(key, None)
         if present is not None and abs(present.factor / hook.factor - 1) > 1e-6:

@@ -5,7 +5,8 @@ One σ means the same at any width, growth factor and placement of the multiplie
 
     gaussian   e = σ·s·√a/√n = σ·s·a/√n'     the output changes by σ·RMS(x): "σ/√n_in before any 1/k", whatever the weights are
     relative   e = σ·√a·RMS(W')              by σ times what independent weights of W's size would give; √a because W' itself repeats
-    spectral   ‖E‖₂ = σ·‖W'‖₂                of each single matrix; kernels are (out, in·taps)
+    spectral   e = σ·‖W'‖₂/(√b·(√n + √m))    the same for independent weights of W's operator norm, W being (m, n) and its m growing b-fold;
+                                             where both sides grow alike, ‖E‖₂ = σ·‖W'‖₂. Of each single matrix; kernels are (m, n·taps)
 
 A lookup table sums over nothing: its natural scale is its own, so all three mean RMS(E) = σ·RMS(W'). A bias has no scale of its own when it
 is zero: "gaussian" gives it σ·s. Never noise: gains and scales of any kind, running statistics and other buffers, tensors that do not
@@ -137,10 +138,7 @@ def noisy(noise: Noise, growth: TensorGrowth, tensor: Tensor, seed: int, row: Ro
     drawn = _normal(tensor.shape, seed, f"{growth.name}").to(exact)
     if noise.preserving:
         _without_mean(growth, drawn)
-    if noise.kind == "spectral" and any(growth.sums):
-        drawn *= size * _norms(growth, row, exact) / _norms(growth, row, drawn).clamp_min(1e-30)
-    else:
-        drawn *= size * _std(noise.kind, growth, exact)
+    drawn *= size * _std(noise.kind, growth, row, exact)
     return drawn.add_(exact).to(tensor.dtype)
 
 
@@ -222,29 +220,32 @@ def _without_mean(growth: TensorGrowth, noise: Tensor) -> None:
     noise *= (copies / (copies - 1).clamp_min(1)).sqrt()
 
 
-def _std(kind: NoiseKind, growth: TensorGrowth, tensor: Tensor) -> float:
-    """The std of each entry at σ = 1."""
+def _std(kind: NoiseKind, growth: TensorGrowth, row: Row, tensor: Tensor) -> float | Tensor:
+    """The std of each entry at σ = 1: a number, or one for each matrix of a stack, shaped to multiply `tensor`."""
     inputs = math.prod(m.base for m, summed in zip(growth.maps, growth.sums, strict=True) if summed)
     if kind == "gaussian" and (any(growth.sums) or tensor.ndim < 2):
         return abs(growth.scale) * math.sqrt(growth.fan_in_growth / inputs)
+    if kind == "spectral" and any(growth.sums):
+        return _spectral(growth, row, tensor, inputs)
     return math.sqrt(growth.fan_in_growth) * float(torch.linalg.vector_norm(tensor)) / math.sqrt(max(1, tensor.numel()))
 
 
-def _norms(growth: TensorGrowth, row: Row, tensor: Tensor) -> Tensor:
-    """‖·‖₂ of every single matrix, by power iteration, shaped to multiply `tensor`."""
-    stacked = [i for i in range(tensor.ndim) if i < len(row.axes) and row.axes[i] == "stack" and not growth.sums[i]]
+def _spectral(growth: TensorGrowth, row: Row, tensor: Tensor, inputs: int) -> Tensor:
+    """‖W'‖₂/(√b·(√n + √m)) of every single matrix, by power iteration."""
+    stacked = [i for i, label in enumerate(row.axes) if label == "stack" and not growth.sums[i]]
     summed = [i for i in range(tensor.ndim) if growth.sums[i]]
     out = [i for i in range(tensor.ndim) if i not in stacked and i not in summed]
-    ordered = tensor.permute(*stacked, *out, *summed)
-    batch = math.prod(tensor.shape[i] for i in stacked)
-    matrices = ordered.reshape(batch, -1, math.prod(tensor.shape[i] for i in summed))
-    vector = _normal(torch.Size((batch, matrices.shape[2], 1)), 0, "power iteration").to(matrices)
+    batch, columns = (math.prod(tensor.shape[i] for i in axes) for axes in (stacked, summed))
+    matrices = tensor.permute(*stacked, *out, *summed).reshape(batch, -1, columns)
+    vector = _normal(torch.Size((batch, columns, 1)), 0, "power iteration").to(matrices)
     norm = torch.zeros(batch, 1, 1, dtype=tensor.dtype, device=tensor.device)
     for _ in range(100):
         vector = vector / torch.linalg.vector_norm(vector, dim=1, keepdim=True).clamp_min(1e-30)
         image = matrices @ vector
         before, norm = norm, torch.linalg.vector_norm(image, dim=1, keepdim=True)
-        if bool(((norm - before).abs() <= 1e-4 * norm).all()):
+        if bool(((norm - before).abs() <= 1e-3 * norm).all()):
             break
         vector = matrices.mT @ image
+    outputs, growing = (math.prod(getattr(growth.maps[i], key) for i in out) for key in ("base", "factor"))
+    norm = norm / (math.sqrt(growing) * (math.sqrt(inputs) + math.sqrt(outputs)))
     return norm.view([tensor.shape[i] if i in stacked else 1 for i in range(tensor.ndim)])

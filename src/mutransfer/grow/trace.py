@@ -139,8 +139,8 @@ def _pass(twin: nn.Module, call: Call, device: str) -> tuple[Layout, frozenset[s
 
 
 def _moved(value: Any, device: str) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
+    if isinstance(value, Tensor):  # the stand-in's floats are float32
+        return value.to(device, torch.float32 if value.is_floating_point() else None)
     if isinstance(value, Mapping):
         return {key: _moved(item, device) for key, item in value.items()}
     return type(value)(_moved(item, device) for item in value) if isinstance(value, tuple | list) else value

@@ -18,15 +18,15 @@ def dup(growth: TensorGrowth, tensor: Tensor) -> Tensor:
 def grown(growth: TensorGrowth, tensor: Tensor) -> Tensor:
     """`W' = s·dup(W)`; along summed axes that grow by no whole factor each copy counts by the number of its unit's copies.
 
-    The sum over the copies of one unit is then the unit's own contribution, whatever their number. A buffer is copied only.
+    The sum over the copies of one unit is then the unit's own contribution, whatever their number. A buffer is copied only (scale 1; a spectral norm's unit vectors: 1/√k).
     """
     copied = dup(growth, tensor)
     if growth.fresh == "zero":
         return copied.zero_()
-    if growth.buffer or not tensor.is_floating_point():
+    if not tensor.is_floating_point():
         return copied
     copied *= growth.scale
-    return _shared(growth, copied, 1, summed=True)
+    return copied if growth.buffer else _shared(growth, copied, 1, summed=True)
 
 
 def grown_moment(growth: TensorGrowth, moment: Tensor, degree: int) -> Tensor:

@@ -62,7 +62,7 @@ def grown_optimizer(state: Mapping[str, Any], names: list[str], optimizer: str, 
     `optimizer` is the name of the class that saved it, for groups that do not say it themselves.
     """
     which = None if all("optimizer" in group for group in state["param_groups"]) else optimizer
-    made = grow_state_dict(_shapes(state), which, growing.plan, names)
+    made = grow_state_dict(_shapes(state), which, growing.plan, names, state="fresh" if growing.fresh_state else "copy")
     held, start = {}, 0
     for group in state["param_groups"]:
         for index in group["params"]:

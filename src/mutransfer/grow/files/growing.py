@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,8 +24,10 @@ class Growing:
 
     plan: GrowPlan
     weights: Mapping[str, Tensor]
-    noise: Noise = Noise()
+    noise: Noise = field(default_factory=Noise)
     seed: int = 0
+    fresh_state: bool = False
+    """The optimizer starts its state anew."""
 
     def of(self, name: str) -> TensorGrowth:
         """The plan's entry for a tensor of the big model. Raises InputError where it has none."""

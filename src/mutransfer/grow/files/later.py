@@ -40,4 +40,4 @@ class Later:
         if not made.numel():
             return memoryview(b"")
         flat = made.detach().cpu().contiguous().view(-1)
-        return memoryview(flat.view(torch.uint8).numpy())
+        return memoryview(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType] (an array is a buffer)

@@ -100,4 +100,4 @@ def _kind(path: Path) -> tuple[str, Path]:
     from mutransfer.grow.files.run import is_run
     from mutransfer.grow.files.torch_file import open_torch
 
-    return ("run" if is_run(open_torch(path)) else "plain"), path
+    return ("run" if is_run(open_torch(path, check=False)) else "plain"), path

@@ -49,6 +49,7 @@ class Plain(Checkpoint):
         self.path, self.make, self.largest = path, make, largest
         self.base, self.target = dict(base), {**base, **to}
         self.safe = path.name.endswith((".safetensors", ".index.json")) or path.is_dir()
+        self.saved: Any
         self.metadata: dict[str, str] = {}
         if self.safe:
             self.saved, self.metadata = open_weights(path)
@@ -59,6 +60,7 @@ class Plain(Checkpoint):
             self.big, _ = _built(make, self.target)
         where, made = repr(str(path)), f"the model of {_call(self.base)}"
         self.key, self.prefix, self.weights = _weights(self.saved, self.small, where)
+        self.written = {name for name in self.weights if f"{self.prefix}{name}" in self._held()}
         check_weights(self.weights, self.small, where, made)
         self.plan = plan if plan is not None else make_plan(
             lambda **sizes: _built(make, sizes)[0], base=self.base, target=self.target, optimizer=optimizer
@@ -79,6 +81,10 @@ class Plain(Checkpoint):
         else:
             self.notes = ("no optimizer state is given: the grown model starts with a fresh optimizer, and leaves the path of the small one",)  # fmt: skip
 
+    def _held(self) -> Mapping[str, Tensor]:
+        """The tensors in the file, under its names."""
+        return self.saved if self.key is None else self.saved[self.key]
+
     def words(self) -> str:
         """Sizes and what is there."""
         there = "with" if self.state is not None else "without"
@@ -90,11 +96,10 @@ class Plain(Checkpoint):
 
     def content(self, growing: Growing, record: dict[str, Any]) -> dict[str, Any]:
         """The file of weights under its own name, optimizer.pt where a state was given beside it, the plan, and nothing else."""
-        names = {alias for n in self.weights for alias in (n,)}
         weights = {
             f"{self.prefix}{name}": growing.weight(name)
             for name in self.big.state_dict()
-            if name in names or growing.of(name).source in names
+            if name in self.written or (name not in self.weights and growing.of(name).source in self.written)
         }
         found: dict[str, Any] = {}
         optimizer = (
@@ -182,8 +187,6 @@ def _stripped(weights: Mapping[str, Tensor], model: nn.Module) -> tuple[str, dic
     prefix = next((p for p in _PREFIXES if any(f"{p}{name}" in weights for name in due)), "")
     found = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     aliases: dict[int, list[str]] = {}
-    for name, tensor in due.items():
-        aliases.setdefault(id(tensor), []).append(name)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(name)
     for names in aliases.values():  # safetensors keeps a tied tensor once

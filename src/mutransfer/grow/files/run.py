@@ -19,6 +19,7 @@ from mutransfer.grow.files.groups import state_later
 from mutransfer.grow.files.growing import Growing, check_weights
 from mutransfer.grow.files.torch_file import open_torch, save_torch
 from mutransfer.grow.optimizer import COUNTERS, LR_KEYS, parts_of
+from mutransfer.grow.state import inexact_reason
 from mutransfer.plans import Plan
 from mutransfer.train import RunConfig, Task
 from mutransfer.train.checkpoint import CHECKPOINT, FORMAT
@@ -65,7 +66,10 @@ class Run(Checkpoint):
             self.small, self.big = old.attach(self.source.make_model()), self.grown_plan.attach(config.make_model())
         self.weights = saved["model"]
         check_weights(self.weights, self.small, repr(str(path)), "the model of its config")
-        self.notes = _departures(old, self.plan, self.grown_plan)
+        reasons = {name: inexact_reason(name) for name in dict.fromkeys(row.optimizer for row in self.plan.rows)}
+        self.notes = (
+            *_departures(old, self.plan, self.grown_plan), *(f"{name}: {why}" for name, why in reasons.items() if why)
+        )  # fmt: skip
 
     def _steps(self, steps: int | None) -> int:
         made, planned = int(self.saved["step"]), self.source.steps
@@ -149,10 +153,13 @@ class Run(Checkpoint):
         for group in made["param_groups"]:
             before = held[growing.of(group["names"][0]).source][0]
             counted = parts_of({k: v for k, v in before.items() if k != "params"}, before["names"], growing.plan, group["optimizer"])  # fmt: skip
-            group |= {k: v for k, v in counted[0].settings.items() if k in COUNTERS and k in group and k not in LR_KEYS}
+            if not growing.fresh_state:
+                group |= {
+                    k: v for k, v in counted[0].settings.items() if k in COUNTERS and k in group and k not in LR_KEYS
+                }
             for index, name in zip(group["params"], group["names"], strict=True):
                 source_group, state = held[growing.of(name).source]
-                if state and not growing.of(name).fresh:
+                if state and not growing.of(name).fresh and not growing.fresh_state:
                     made["state"][index] = state_later(growing, name, group["optimizer"], state, source_group)
         return made, {**saved["scheduler"], "base_lrs": list(scheduler.base_lrs), "_last_lr": rates}
 
@@ -229,6 +236,6 @@ def _departures(old: Plan, step: Plan, new: Plan) -> tuple[str, ...]:
             if None not in (now, was, ratio) and abs(now - was * ratio) > 1e-6 * abs(now):
                 return (
                     f"recipe {new.recipe!r} does not compose: {key} of {row.name!r} is {now / was:.4g} times the "
-                    f"source's where its copies need {ratio:.4g}; the function is kept, the path of training is not",
+                    f"source's where its copies need {ratio:.4g}; growing under it is not exact",
                 )
     return ()

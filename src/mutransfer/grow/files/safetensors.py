@@ -52,8 +52,7 @@ def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{str(path)!r} cannot be read: {error.strerror}") from None
     except (struct.error, ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise InputError(f"{str(path)!r} is damaged, or no safetensors file ({error})") from None
-    whole = torch.UntypedStorage.from_file(str(path), False, size) if size else torch.UntypedStorage(0)
-    data = torch.empty(0, dtype=torch.uint8).set_(whole)
+    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     found = {}
     for name, (dtype, shape, begin, end) in parts.items():
         numbers = data[start + begin : start + end]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mutransfer.commands.output import finite
 from mutransfer.grow.files.checkpoint import Checkpoint
 from mutransfer.grow.files.folder import new_folder
 from mutransfer.grow.files.growing import Growing, nbytes
@@ -13,15 +15,34 @@ from mutransfer.grow.files.growing import Growing, nbytes
 REPORT = "grow.json"
 
 
-def write(checkpoint: Checkpoint, growing: Growing, out: Path, report: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Grow tensor by tensor into the new folder `out`, with the grow plan and where it came from in grow.json. Returns that record.
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that will be written, before any tensor is grown: `content` by file name, `record` for grow.json."""
 
-    At most one tensor of each checkpoint is in memory. Raises InputError where the folder cannot be made; then nothing is left of it.
-    """
+    content: dict[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors."""
+        return nbytes(self.content)
+
+
+def prepare(checkpoint: Checkpoint, growing: Growing) -> Prepared:
+    """What growing will write. Raises InputError for a state that has no rule, and for tensors that the plan does not know."""
     record = {**checkpoint.provenance(), "noise": str(growing.noise), "seed": growing.seed}
-    content = checkpoint.content(growing, record)
-    said = {**record, **(report or {}), "grow_plan": growing.plan.to_dict()}
-    with new_folder(out, nbytes(content)) as folder:
-        (folder / REPORT).write_text(json.dumps(said, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
-        checkpoint.write(folder, content)
+    return Prepared(checkpoint.content(growing, record), {**record, "grow_plan": growing.plan.to_dict()})
+
+
+def write(
+    checkpoint: Checkpoint, prepared: Prepared, out: Path, report: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Grow tensor by tensor into the new folder `out`; the grow plan, `report` and the source go to its grow.json. Returns that.
+
+    One tensor is in memory at a time. Raises InputError where the folder cannot be made; then nothing is left of it.
+    """
+    said = {**(report or {}), **prepared.record}
+    with new_folder(out, prepared.nbytes) as folder:
+        (folder / REPORT).write_text(json.dumps(finite(said), indent=1, ensure_ascii=False), encoding="utf-8")
+        checkpoint.write(folder, prepared.content)
     return said

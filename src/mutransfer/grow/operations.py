@@ -420,7 +420,35 @@ def _im2col(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> No
     knows.put(made[0], [*x[:-3], product([x[-3], Axis(taps)]), Axis(made[0].shape[-1])])
 
 
-@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+@rule("col2im")
+def _col2im(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> None:
+    x = knows.of(call["self"])
+    halves = split_any(x[-2], math.prod(call["kernel_size"]))
+    front = x[:-2]
+    knows.put(made[0], [*front, halves[0] if halves else Axis(made[0].shape[-3]), *(Axis(n) for n in made[0].shape[-2:])])
+
+
+@rule("glu")
+def _glu(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> None:
+    axes = list(knows.of(call["self"]))
+    place = _dim(call.get("dim", -1), len(axes))
+    half = axes[place].size // 2
+    pieces(axes[place], (half,))
+    first, second = _piece(axes[place], 0, half), _piece(axes[place], half, half)
+    unify(first, second)
+    axes[place] = first
+    knows.put(made[0], axes)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> None:
+    x = list(knows.of(call["self"]))
+    halves = split_any(x[1], x[1].size // call["groups"])
+    x[1] = product([halves[1], halves[0]]) if halves else Axis(x[1].size)
+    knows.put(made[0], x)
+
+
+@rule("pixel_shuffle", "pixel_unshuffle")
 def _shuffle(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> None:
     x = list(knows.of(call["self"]))
     size = made[0].shape[-3]

@@ -10,7 +10,7 @@ from torch import nn
 import mutransfer as mt
 from mutransfer.grow.build import grow_plan
 from mutransfer.grow.tensors import GrowPlan
-from mutransfer.grow.trace import trace
+from mutransfer.grow.trace import feed, trace
 from mutransfer.grow.weights import grown
 from mutransfer.models import gpt_factory, mlp_factory
 from tests.growth import Case, copies, difference, plan_of
@@ -26,7 +26,7 @@ def test_traced_copies_are_those_of_the_oracle(name: str, placement: str) -> Non
     plan = plan_of(case, True, "adam", placement)
     small = small_of(case)
     call = tuple(case.inputs(torch.Generator().manual_seed(0))), {}
-    made = grow_plan(small, case.make(**case.target), plan, batch=call)
+    made = grow_plan(small, case.make(**case.target), plan, feeds=[feed(call)])
     tensors = dict(small.named_parameters())
     expected = copies(plan, case, small)
     for tensor in made.tensors:
@@ -87,17 +87,21 @@ class Blind(nn.Module):
         return self.last(torch.tanh(self.first(batch["x"])))
 
 
-def test_an_untraced_model_says_so_and_a_batch_lets_it_be_traced() -> None:
+def test_a_model_that_cannot_be_traced_is_refused_and_a_batch_lets_it_be() -> None:
     small, big = Blind(4), Blind(8)
     plan = mt.plan(big, base=small, optimizer="sgd")
     assert trace(small) is None
-    assert any("not traced" in note for note in grow_plan(small, big, plan).notes)
+    with pytest.raises(mt.InputError, match=r"small model's forward takes no guessed input.* say maps='units'"):
+        grow_plan(small, big, plan)
+    assert str(grow_plan(small, big, plan, maps="units").by_name["first.weight"].maps[0]) == "4→8"
     call = ({"x": torch.randn(2, 7)},), {}
-    assert not grow_plan(small, big, plan, batch=call).notes
+    assert not grow_plan(small, big, plan, feeds=[feed(call)]).notes
+    with pytest.raises(mt.InputError, match="maps='heads': write maps by name pattern"):
+        grow_plan(small, big, plan, maps="heads")
 
 
 def test_buffers_without_a_brother_stay_as_they_are() -> None:
     small, big = Blind(4), Blind(8)
     big.register_buffer("mask", torch.ones(3))
-    made = grow_plan(small, big, mt.plan(big, base=small, optimizer="sgd"))
+    made = grow_plan(small, big, mt.plan(big, base=small, optimizer="sgd"), maps="units")
     assert "mask" not in made.by_name and any("'mask'" in note for note in made.notes)

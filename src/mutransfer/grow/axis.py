@@ -34,10 +34,8 @@ class AxisMap:
     def product(cls, *parts: AxisMap) -> AxisMap:
         """The map of a product of axes; parts that are products themselves and those of one unit are folded in."""
         flat = [q for p in parts for q in (p.parts if p.form == "product" else (p,)) if (q.base, q.target) != (1, 1)]
-        if not flat:
-            return cls(1, 1)
-        if len(flat) == 1:
-            return flat[0]
+        if len(flat) < 2:
+            return next(iter(flat), cls(1, 1))
         if all(p.base == p.target for p in flat):
             return cls(math.prod(p.base for p in flat), math.prod(p.target for p in flat))
         return cls(math.prod(p.base for p in flat), math.prod(p.target for p in flat), "product", tuple(flat))

@@ -16,16 +16,18 @@ from mutransfer.grow.depth import Blocks, DepthMode, blocks
 from mutransfer.grow.layout import Axis
 from mutransfer.grow.maps import Matching, Unreadable, declared
 from mutransfer.grow.tensors import GrowPlan, TensorGrowth
-from mutransfer.grow.trace import Layout, trace
-from mutransfer.plans import Plan, Row
+from mutransfer.grow.trace import Feed, Layout, feed, trace
 from mutransfer.sample import Call
+from mutransfer.plans import Plan, Row
 from mutransfer.shapes import clean
 
 _LENGTHS = (("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v"))
 _SPECTRAL = re.compile(r"parametrizations\.\w+\.\d+\._[uv]$|weight_[uv]$")
 """A spectral norm's estimates of the singular vectors, each of length 1."""
 
-Maps = Mapping[str, Mapping[int, str | AxisMap]]
+Maps = Mapping[str, Mapping[int, str | AxisMap]] | str
+UNITS = "units"
+"""Every unit of every axis is copied by itself: the user's word, where no forward pass can be seen."""
 
 
 def grow_plan(
@@ -34,6 +36,7 @@ def grow_plan(
     plan: Plan,
     *,
     batch: Call | None = None,
+    feeds: Sequence[Feed] = (),
     maps: Maps | None = None,
     uneven: bool = False,
     depth: DepthMode = "identity",
@@ -41,10 +44,11 @@ def grow_plan(
 ) -> GrowPlan:
     """What becomes of every tensor of `small` in `big`, under the `plan` that goes from one to the other.
 
-    Both models are traced on `batch` (the arguments of forward), or on guessed ones; they may be on the meta device. `maps` declares
-    axes by name pattern instead. Raises InputError for an axis whose copies cannot be told, naming the tensor and the line to write.
+    Both models are traced on `batch` (the arguments of forward), on the first of `feeds` that runs, or on guessed arguments; they may be on the meta device. `maps` declares
+    axes by name pattern instead, "units" all of them. Raises InputError for an axis whose copies cannot be told, naming the tensor and the line to write.
     """
-    return _Builder(small, big, plan, batch, maps, uneven, blocks(small, big, plan, depth, branch_out), depth).build()
+    feeds = feeds if batch is None else [feed(batch), *feeds]
+    return _Builder(small, big, plan, feeds, maps, uneven, blocks(small, big, plan, depth, branch_out), depth).build()
 
 
 def numbers(row: Row, plan: Plan) -> tuple[float, float]:
@@ -68,7 +72,7 @@ class _Builder:
         small: nn.Module,
         big: nn.Module,
         plan: Plan,
-        batch: Call | None,
+        feeds: Sequence[Feed],
         maps: Maps | None,
         uneven: bool,
         grown: Blocks | None,
@@ -76,13 +80,15 @@ class _Builder:
     ) -> None:
         self.small, self.big, self.plan, self.maps = small, big, plan, maps
         self.blocks, self.depth = grown, depth
-        self.traced = trace(small, batch), trace(big, batch)
+        if isinstance(maps, str) and maps != UNITS:
+            raise InputError(f"maps={maps!r}: write maps by name pattern and axis, or 'units'")
+        self.traced = (None, None) if maps == UNITS else (trace(small, feeds), trace(big, feeds))
         self.notes: list[str] = []
-        if self.traced[0] is None or self.traced[1] is None:
+        if None in self.traced and maps != UNITS:
             which = "small" if self.traced[0] is None else "big"
-            self.notes.append(
-                f"the {which} model's forward took no guessed input, so its axes were not traced: units are copied one by one"
-            )
+            how = "batch that was given" if feeds else "guessed input"
+            raise InputError(f"the {which} model's forward takes no {how}, so it cannot be seen which units belong together: give batches= "
+                             f"whose first element (or tensors) forward takes, or say maps='units' where every unit is copied by itself")  # fmt: skip
         self.traceless = None in self.traced
         self.matching = Matching(uneven)
 
@@ -159,7 +165,7 @@ class _Builder:
         self, name: str, source: str, small: Sequence[int], big: Sequence[int]
     ) -> tuple[tuple[AxisMap, ...], str]:
         """One map per axis, and why the copies will not train alike."""
-        given = declared(self.maps, name, small, big)
+        given = declared(None if isinstance(self.maps, str) else self.maps, name, small, big)
         ours, theirs = self._axes(1, name), self._axes(0, source)
         maps, reasons = [], []
         for axis, (b, t) in enumerate(zip(small, big, strict=True)):

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from mutransfer import hooks
 from mutransfer.build import plan as make_plan
 from mutransfer.check.build import own_randomness
+from mutransfer.check.feed import materialise as materialised
 from mutransfer.errors import InputError
 from mutransfer.grow.build import Maps, grow_plan
 from mutransfer.grow.depth import DepthMode
-from mutransfer.grow.material import materialise, write
+from mutransfer.grow.material import full, materialise, shard_state, write
 from mutransfer.grow.noise import Noise, apply_noise, noise_of, noisy_moment
 from mutransfer.grow.optimizer import State, grow_optimizer
 from mutransfer.grow.state import Declared, inexact_reason
 from mutransfer.grow.tensors import GrowPlan
 from mutransfer.grow.ties import tie_warning
+from mutransfer.grow.trace import Feed, feed
 from mutransfer.grow.verify import Verification, verify_growth
 from mutransfer.grow.weights import grown
 from mutransfer.hooks import Hook
@@ -125,11 +127,12 @@ def grow(
         raise InputError("to= shares tensors with the small model: build a module of its own")
     if type(seed) is not int:
         raise InputError(f"seed={seed!r}: write a whole number")
+    listed = None if batches is None else materialised(batches, max(1, STEPS if steps is None else steps))
     with own_randomness():
         reading = dict(axes=axes, roles=roles, branch_out=branch_out, head_size=head_size, fused=fused)
         relative = relative_plan(model, to, optimizer, plan, **reading)
-        call = _call(batches)
-        made = grow_plan(model, to, relative, batch=call, maps=maps, uneven=uneven, depth=depth, branch_out=branch_out)
+        feeds = [] if listed is None else _feeds(listed[0], loss)
+        made = grow_plan(model, to, relative, feeds=feeds, maps=maps, uneven=uneven, depth=depth, branch_out=branch_out)
         made = _with_optimizer_notes(made, optimizer)
         if save is not None:
             made.save(save)
@@ -141,11 +144,12 @@ def grow(
         big_optimizer = None
         if optimizer is not None:
             big_optimizer = grow_optimizer(optimizer, model, to, made, state=optimizer_state, state_rules=state_rules)
-        schedule = None if scheduler is None else _schedule(scheduler, big_optimizer, model, made)
+            shard_state(big_optimizer)
+        schedule = None if scheduler is None else _schedule(scheduler, optimizer, big_optimizer, model, made)
         mean = None if average is None else _average(average, to, made)
         found: Verification | None = None
         if verify:
-            found, more = _verified(model, to, made, batches, loss, optimizer, big_optimizer, steps, clip)
+            found, more = _verified(model, to, made, listed, loss, optimizer, big_optimizer, steps, clip)
             notes += more
             if found is not None and not found.ok and verify is not True:
                 notes.append("the verification failed")
@@ -289,18 +293,15 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {**buffers, **tensors}
 
 
-def _call(batches: Any) -> Call | None:
-    """The arguments of forward, where a batch tells them: a tensor, or a pair of inputs and targets."""
-    if batches is None:
-        return None
-    first = batches
-    if isinstance(batches, list) or not isinstance(batches, Tensor | tuple | Mapping):
-        first = next(iter(batches), None) if isinstance(batches, Sequence) or hasattr(batches, "__getitem__") else None
-    if isinstance(first, tuple | list) and first and isinstance(first[0], Tensor):
-        return (first[0],), {}
+def _feeds(first: Any, loss: Any) -> list[Feed]:
+    """Ways to run a forward pass on the user's first batch: his own loss; the batch as an argument; its parts."""
+    ways: list[Feed] = [] if loss is None else [(first, lambda model, batch: loss(model, batch))]
+    if isinstance(first, tuple | list) and first:
+        ways += [feed((tuple(first[: n or None]), {})) for n in (1, 0)]
     if isinstance(first, Mapping):
-        return (), {k: v for k, v in first.items() if isinstance(v, Tensor) and k not in ("labels", "y", "target")}
-    return ((first,), {}) if isinstance(first, Tensor) else None
+        inputs = {k: v for k, v in first.items() if k not in ("labels", "label", "y", "target", "targets")}
+        ways += [feed(((), dict(first))), feed(((), inputs))]
+    return [*ways, feed(((first,), {}))]
 
 
 def guessed_batch(model: nn.Module) -> Call | None:
@@ -365,15 +366,18 @@ def _noise(noise: Noise, made: GrowPlan, big: nn.Module, optimizer: Any, seed: i
     if not noise:
         return []
     tensors = tensors_of(big)
-    notes = [*apply_noise(noise, made, lambda name: tensors[name], seed)]
-    if noise.moments and optimizer is not None:
-        for one in optimizer if isinstance(optimizer, list) else [optimizer]:
-            for growth in made.tensors:
-                state = one.state.get(tensors[growth.name], {}) if growth.row else {}
-                for key, value in state.items():
-                    if isinstance(value, Tensor):
-                        row = made.plan[growth.row] if growth.row else None
-                        value.copy_(noisy_moment(noise, growth, value, key, seed, row))
+    whole = {t.name: full(tensors[t.name]) for t in made.tensors if t.row is not None}
+    notes = [*apply_noise(noise, made, lambda name: whole[name], seed)]
+    every = [] if optimizer is None else optimizer if isinstance(optimizer, list) else [optimizer]
+    with torch.no_grad():
+        for growth in made.tensors:
+            if growth.row is None:
+                continue
+            if whole[growth.name] is not tensors[growth.name]:  # sharded
+                write(tensors[growth.name], whole[growth.name])
+            states = [one.state.get(tensors[growth.name], {}) for one in every] if noise.moments else []
+            for key, value in ((k, v) for state in states for k, v in state.items() if isinstance(v, Tensor)):
+                write(value, noisy_moment(noise, growth, full(value), key, seed, made.plan[growth.row]))
     return notes
 
 
@@ -387,13 +391,19 @@ def _one(optimizer: Any) -> Any:
     )
 
 
-def _schedule(scheduler: Any, big_optimizer: Any, small: nn.Module, made: GrowPlan) -> Any:
+def _schedule(scheduler: Any, optimizer: Any, big_optimizer: Any, small: nn.Module, made: GrowPlan) -> Any:
     from mutransfer.grow.schedule import grow_scheduler
 
     if big_optimizer is None:
         raise InputError(
             "scheduler= goes with the optimizer that it drives: grow(model, optimizer, to=big, scheduler=…)"
         )
+    if isinstance(big_optimizer, list):
+        driven = getattr(scheduler, "optimizer", None)
+        place = next((i for i, one in enumerate(optimizer) if one is driven), None)
+        if place is None:
+            raise InputError("scheduler= drives none of the optimizers given")
+        big_optimizer = big_optimizer[place]
     return grow_scheduler(scheduler, big_optimizer, small, made)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -42,14 +43,14 @@ def partners(growth: GrowPlan, big: Iterable[str], small: set[str]) -> dict[str,
             above = ".".join(parts[:length])
             if path not in found and above in found:
                 found[path] = ".".join([*found[above].split("."), *parts[length:]]).lstrip(".")
-    claims = [found[path] for path in listed if path in found]
-    return {p: found[p] for p in listed if p in found and found[p] in small and claims.count(found[p]) == 1}
+    claims = Counter(found[path] for path in listed if path in found)
+    return {p: found[p] for p in listed if p in found and found[p] in small and claims[found[p]] == 1}
 
 
 def compare(growth: GrowPlan, path: str, big: Tensor, small: Tensor, free: bool) -> Compared:
     """The big output against the small one copied; `free` lets it be any constant times that.
 
-    Axes that grew follow the map of the module's own tensors, else the one of the plan's maps of these sizes that fits best; where
+    Axes that grew follow the map of the tensors in the module, else the one of the plan's maps of these sizes that fits best; where
     none is known, the sorted numbers are compared. Another number of axes can only be compared by size (RMS).
     """
     big, small = big.double(), small.double()
@@ -77,14 +78,14 @@ def compare(growth: GrowPlan, path: str, big: Tensor, small: Tensor, free: bool)
 
 
 def _maps(growth: GrowPlan, path: str, base: int, target: int) -> Iterable[AxisMap]:
-    """The module's own maps of these sizes, along axes that it does not sum over; else every map of the plan."""
+    """The maps of these sizes of the tensors in the module, along axes that are not summed over; else every map of the plan."""
     own: dict[AxisMap, None] = {}
     every: dict[AxisMap, None] = {}
     for tensor in growth.tensors:
         for map_, summed in zip(tensor.maps, tensor.sums, strict=True):
             if (map_.base, map_.target) == (base, target):
                 every[map_] = None
-                if not summed and path and tensor.name.rpartition(".")[0] == path:
+                if not summed and path and tensor.name.startswith(f"{path}."):
                     own[map_] = None
     return own or every
 

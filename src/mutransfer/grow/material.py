@@ -35,3 +35,22 @@ def write(target: Any, value: Tensor) -> None:
 
     whole = value.to(target.to_local().device, target.dtype)
     target.copy_(distribute_tensor(whole, target.device_mesh, target.placements))
+
+
+def full(tensor: Any) -> Tensor:
+    """The tensor itself, or the whole of a sharded one (every process must ask)."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def shard_state(optimizer: Any) -> None:
+    """Give every state of a sharded parameter's own shape that parameter's placement."""
+    from torch.distributed.tensor import distribute_tensor
+
+    for one in optimizer if isinstance(optimizer, list) else [optimizer]:
+        for parameter, state in one.state.items():
+            if not hasattr(parameter, "device_mesh"):
+                continue
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape and not hasattr(value, "device_mesh"):
+                    place = parameter.to_local().device
+                    state[key] = distribute_tensor(value.to(place), parameter.device_mesh, parameter.placements)

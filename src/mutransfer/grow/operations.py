@@ -425,7 +425,9 @@ def _col2im(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> No
     x = knows.of(call["self"])
     halves = split_any(x[-2], math.prod(call["kernel_size"]))
     front = x[:-2]
-    knows.put(made[0], [*front, halves[0] if halves else Axis(made[0].shape[-3]), *(Axis(n) for n in made[0].shape[-2:])])
+    knows.put(
+        made[0], [*front, halves[0] if halves else Axis(made[0].shape[-3]), *(Axis(n) for n in made[0].shape[-2:])]
+    )
 
 
 @rule("glu")

@@ -90,19 +90,19 @@ def grow_optimizer(
         made = _hooked(CombinedOptimizer(parts), optimizer)
         made.state.update(kept)
         return made
-    kept = bool(optimizer.state) and state == "copy"
-    rules = rules_for(optimizer, state_rules) if kept else None
+    held = {p: s for group in optimizer.param_groups for p in group["params"] if (s := optimizer.state.get(p))}
+    rules = rules_for(optimizer, state_rules) if held and state == "copy" else None
     tensors, of_small = _tensors(big), _tensors(small)
     groups: list[dict[str, Any]] = []
     states: dict[Tensor, dict[Any, Any]] = {}
     for group, parts in zip(optimizer.param_groups, split(optimizer, small, grow_plan), strict=True):
         for part in parts:
             params = [_found(tensors, growth) for growth in part.tensors]
-            groups.append({"params": params, **(part.settings if kept else _started(part.settings))})
+            groups.append({"params": params, **(part.settings if state == "copy" else _started(part.settings))})
             for growth, p in zip(part.tensors, params, strict=True):
                 old = of_small[growth.source]
-                if rules is not None and (held := optimizer.state.get(old)):
-                    states[p] = grown_state(rules, growth, held, group, small=old, big=p)
+                if rules is not None and old in held:
+                    states[p] = grown_state(rules, growth, held[old], group, small=old, big=p)
     made = _hooked(_made(optimizer, groups), optimizer)
     for p, values in states.items():
         if values:
@@ -114,7 +114,13 @@ def split(optimizer: torch.optim.Optimizer, small: nn.Module, grow_plan: GrowPla
     """For every param group of the small optimizer the groups that it becomes, in the order in which they stand."""
     named = {id(p): name for name, p in _tensors(small).items()}
     return [
-        parts_of({k: v for k, v in group.items() if k != "params"}, _names(group, named), grow_plan, type(one))
+        parts_of(
+            {k: v for k, v in group.items() if k != "params"},
+            _names(group, named),
+            grow_plan,
+            type(one),
+            dtype=group["params"][0].dtype,
+        )
         for one in getattr(optimizer, "parts", [optimizer])
         for group in one.param_groups
     ]
@@ -152,12 +158,12 @@ def grow_state_dict(
         which = group.get("optimizer") if optimizer is None else optimizer
         if which is None:
             raise InputError("the optimizer's groups do not say which optimizer they are of: give its class or name")
-        kept = bool(held) and state == "copy"
-        rules = rules_for(which, state_rules) if kept else None
+        rules = rules_for(which, state_rules) if held and state == "copy" else None
         index = dict(zip(own, group["params"], strict=True))
-        for part in parts_of({k: v for k, v in group.items() if k != "params"}, own, grow_plan, which):
+        dtype = next((v.dtype for n in group["params"] for v in held.get(n, {}).values() if _moment(v)), None)
+        for part in parts_of({k: v for k, v in group.items() if k != "params"}, own, grow_plan, which, dtype=dtype):
             numbers = list(range(number, number := number + len(part.tensors)))
-            groups.append({**(part.settings if kept else _started(part.settings)), "params": numbers})
+            groups.append({**(part.settings if state == "copy" else _started(part.settings)), "params": numbers})
             for at, growth in zip(numbers, part.tensors, strict=True):
                 old = held.get(index[growth.source])
                 if rules is not None and old and (values := grown_state(rules, growth, old, group)):
@@ -166,12 +172,24 @@ def grow_state_dict(
             "state": states, "param_groups": groups}  # fmt: skip
 
 
+def _moment(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and value.is_floating_point()
+
+
 # ------------------------------------------------------------------ groups
 
 
-def parts_of(group: Mapping[str, Any], names: Sequence[str], grow_plan: GrowPlan, optimizer: Any) -> list[Part]:
-    """The groups that one small group becomes; `names` are its tensors', `optimizer` the class (or name) that runs it."""
+def parts_of(
+    group: Mapping[str, Any],
+    names: Sequence[str],
+    grow_plan: GrowPlan,
+    optimizer: Any,
+    *,
+    dtype: torch.dtype | None = None,
+) -> list[Part]:
+    """The groups that one small group becomes; `names` are its tensors' (of this dtype), `optimizer` the class (or name) that runs it."""
     _check_group(optimizer, group)
+    rows = {row.name: row for row in grow_plan.plan.rows}
     copies: dict[str, list[TensorGrowth]] = {}
     for growth in grow_plan.tensors:
         if not growth.buffer:
@@ -183,11 +201,12 @@ def parts_of(group: Mapping[str, Any], names: Sequence[str], grow_plan: GrowPlan
                 f"the optimizer trains {name!r}, and the grow plan copies no such tensor of the small model"
             )
         for growth in copies[name]:
-            factors = _factors(growth, group, optimizer, grow_plan.plan)
-            parts = _parts(growth, group, grow_plan.plan)
+            row = rows[growth.row or ""]
+            factors = _factors(row, group, optimizer, grow_plan.plan)
+            parts = _parts(growth, row, group)
             key = (*factors.values(), parts, growth.fresh)
             if key not in made:
-                settings = _scaled(group, factors, grow_plan.plan[growth.row or ""])
+                settings = _scaled(group, factors, row, dtype)
                 if parts is not None:
                     settings["parts"] = parts
                 made[key] = (settings, [], factors["lr"])
@@ -202,13 +221,12 @@ def parts_of(group: Mapping[str, Any], names: Sequence[str], grow_plan: GrowPlan
     ]
 
 
-def _factors(growth: TensorGrowth, group: Mapping[str, Any], optimizer: Any, plan: Plan) -> dict[str, float]:
+def _factors(row: Row, group: Mapping[str, Any], optimizer: Any, plan: Plan) -> dict[str, float]:
     """lr, weight_decay, eps and the init's std of one tensor over those of the tensor it copies; `native` of the small one."""
-    row = plan[growth.row or ""]
     facts = plan.facts[row.optimizer]
     _check_facts(optimizer, facts, row)
     native = _built_in(optimizer, group, row, plan) / (small := _built_in(optimizer, group, _at_base(row), plan))
-    decay = row.ratios.l2 if _coupled(optimizer, group, facts) else row.ratios.decay
+    decay = row.ratios.l2 if _coupled(group, facts) else row.ratios.decay
     return {
         "lr": row.ratios.lr * native,
         "weight_decay": decay / native,
@@ -229,19 +247,18 @@ def _at_base(row: Row) -> Row:
     return replace(row, target_shape=row.base_shape, **fans)
 
 
-def _coupled(optimizer: Any, group: Mapping[str, Any], facts: OptimizerFacts) -> bool:
-    known = known_class(optimizer) if isinstance(optimizer, type) else None
-    for key in ("decoupled_weight_decay", None if known is None else known.decouple):
-        if key is not None and isinstance(group.get(key), bool):
+def _coupled(group: Mapping[str, Any], facts: OptimizerFacts) -> bool:
+    """Whether the decay is added to the gradient: torch's flag says, or the packages', or the plan's facts."""
+    for key in ("decoupled_weight_decay", "weight_decouple"):
+        if isinstance(group.get(key), bool):
             return not group[key]
     return facts.decay == "coupled"
 
 
-def _parts(growth: TensorGrowth, group: Mapping[str, Any], plan: Plan) -> tuple[int, ...] | None:
+def _parts(growth: TensorGrowth, row: Row, group: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The sizes of matrices fused in one tensor, at the big model; None where the group does not cut its tensors."""
     if not group.get("parts"):
         return None
-    row = plan[growth.row or ""]
     if len(row.parts) == len(group["parts"]):
         return tuple(row.parts)
     for map_ in growth.maps:
@@ -253,7 +270,9 @@ def _parts(growth: TensorGrowth, group: Mapping[str, Any], plan: Plan) -> tuple[
     return tuple(group["parts"])
 
 
-def _scaled(group: Mapping[str, Any], factors: Mapping[str, float], row: Row) -> dict[str, Any]:
+def _scaled(
+    group: Mapping[str, Any], factors: Mapping[str, float], row: Row, dtype: torch.dtype | None
+) -> dict[str, Any]:
     """The small group's settings as they are now times the factors; with the base's own values for `plan.verify`."""
     lr, settings = factors["lr"], {}
     for key, value in group.items():
@@ -262,7 +281,7 @@ def _scaled(group: Mapping[str, Any], factors: Mapping[str, float], row: Row) ->
         elif key == "weight_decay":
             settings[key] = times(value, factors["weight_decay"])
         elif key in ("eps", "matrix_eps"):
-            settings[key] = _eps(value, factors)
+            settings[key] = _eps(value, factors, dtype)
         elif key == "weight_sum":  # schedule-free: a sum of powers of the rate
             settings[key] = times(value, lr ** float(group.get("weight_lr_power", 2.0)))
         else:
@@ -278,10 +297,11 @@ def _scaled(group: Mapping[str, Any], factors: Mapping[str, float], row: Row) ->
     return settings
 
 
-def _eps(value: Any, factors: Mapping[str, float]) -> Any:
+def _eps(value: Any, factors: Mapping[str, float], dtype: torch.dtype | None) -> Any:
     """Adafactor's pair is (eps₁, a lower bound of RMS(W)); its eps₁ = None is the dtype's own."""
     if isinstance(value, tuple):
-        first = torch.finfo(torch.get_default_dtype()).eps if value[0] is None and factors["eps"] != 1 else value[0]
+        own = value[0] is None and factors["eps"] != 1
+        first = torch.finfo(dtype or torch.get_default_dtype()).eps if own else value[0]
         return times(first, factors["eps"]), times(value[1], factors["std"])
     return times(value, factors["eps"])
 

@@ -68,7 +68,7 @@ def _grown(
     per_group: Mapping[str, Literal["lr", "copy"]],
 ) -> LRScheduler:
     """The same object with its state copied, and what is per group or a rate of its own grown."""
-    name, ratios = type(scheduler).__name__, [part.ratio for split in parts for part in split]
+    name, ratios = type(scheduler).__name__, [part.ratio for made in parts for part in made]
     made = object.__new__(type(scheduler))
     memo: dict[int, Any] = {id(scheduler): made, id(scheduler.optimizer): optimizer}  # bound methods find the new ones
     for key, value in vars(scheduler).items():
@@ -81,8 +81,8 @@ def _grown(
                 )
             made.__dict__[key] = type(value)(
                 times(one, part.ratio) if per_group[key] == "lr" else copy.deepcopy(one, memo)
-                for one, split in zip(value, parts, strict=True)
-                for part in split
+                for one, its in zip(value, parts, strict=True)
+                for part in its
             )
         elif _is_rate(key, value):
             made.__dict__[key] = _one_rate(name, key, value, ratios)

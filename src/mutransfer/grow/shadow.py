@@ -41,12 +41,14 @@ class Shadow:
         owned = parameters_of(self.model)
         self.parameters = {name: p.module._parameters[p.attribute] for name, p in owned.items()}  # pyright: ignore[reportAttributeAccessIssue] # none is None
 
-    def backward(self, loss: feed.Loss, batch: Any) -> float:
-        """Gradients of the loss on this batch, from the same random state every time; returns the loss."""
+    def backward(self, loss: feed.Loss, batch: Any, gradients: bool = True) -> float:
+        """The loss on this batch, from the same random state every time, and its gradients where they are wanted."""
         for parameter in self.parameters.values():
             parameter.grad = None
-        value = self.loss(loss, batch)
-        value.backward()
+        with torch.set_grad_enabled(gradients):
+            value = self.loss(loss, batch)
+        if gradients:
+            value.backward()
         return float(value.detach())
 
     def loss(self, loss: feed.Loss, batch: Any, seed: int = 0) -> Tensor:
@@ -82,14 +84,11 @@ class Shadow:
             for handle in handles:
                 handle.remove()
 
-    def perturb(self, size: float, stored: float) -> None:
-        """Multiply every number of the model, and of the optimizers' states, by 1 ± its rounding: as if all had been rounded anew.
-
-        `size` is that of the arithmetic, `stored` that of the model's own type; states have theirs.
-        """
+    def perturb(self, size: float) -> None:
+        """Multiply every number of the model by 1 ± size, and of the optimizers' states by their own rounding: as if rounded anew."""
         generator = torch.Generator().manual_seed(0)
         for parameter in self.parameters.values():
-            parameter.data.mul_(1 + max(size, stored) * _signs(parameter, generator))
+            parameter.data.mul_(1 + size * _signs(parameter, generator))
         for values, key in self.states():
             values[key].mul_(1 + max(size, 2 * self.stored_states) * _signs(values[key], generator))
 

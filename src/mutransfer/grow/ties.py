@@ -48,10 +48,11 @@ def _ties(
     for growth in grow_plan.tensors:
         if growth.buffer or growth.name not in parameters:
             continue
-        parameter = parameters[growth.name]
+        parameter: Any = parameters[growth.name]
         state: Mapping[str, Any] = {} if optimizer is None else optimizer.state.get(parameter, {})
         tensors = [parameter.detach()]
         tensors += [v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
+        tensors = [t.full_tensor() if hasattr(t, "full_tensor") else t for t in tensors]  # sharded
         for axis, map_ in enumerate(growth.maps):
             if map_.grows and bool((map_.copies() > 1).any()):
                 behind = map_.first()[map_.index()]

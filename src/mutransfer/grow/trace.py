@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mutransfer.check.feed import move
 from mutransfer.construct import same_randomness
 from mutransfer.grow.layout import Axis
 from mutransfer.grow.operations import OPERATIONS, carry, pointwise
@@ -24,6 +25,15 @@ _TABLES = ("arange", "linspace", "logspace", "eye", "randn", "rand", "randint", 
 
 Layout = dict[str, list[Axis]]
 """Tensor (parameter or buffer, by every name it has) → its axes."""
+
+
+Feed = tuple[Any, Callable[[nn.Module, Any], Any]]
+"""A batch and how a model is run on it: the arguments of forward, or a user's batch and loss."""
+
+
+def feed(call: Call) -> Feed:
+    """The arguments of forward as a Feed."""
+    return call, lambda model, batch: model(*batch[0], **batch[1])
 
 
 class Tracer(TorchDispatchMode):
@@ -88,10 +98,11 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for item in value for t in _tensors(item)] if isinstance(value, tuple | list) else []
 
 
-def trace(model: nn.Module, batch: Call | None = None) -> tuple[Layout, frozenset[str]] | None:
+def trace(model: nn.Module, feeds: Sequence[Feed] = ()) -> tuple[Layout, frozenset[str]] | None:
     """The axes of every parameter and buffer after one forward pass, and the tensors that the pass used.
 
-    The pass is that of a stand-in of the same shapes on the arguments `batch`, or on guessed ones; the model itself never runs.
+    The pass is that of a stand-in of the same shapes on the first of `feeds` that runs, or on guessed arguments; the model itself never
+    runs.
     None where no input was found that the model accepts.
     """
     size = sum(p.numel() for p in model.parameters())
@@ -100,18 +111,44 @@ def trace(model: nn.Module, batch: Call | None = None) -> tuple[Layout, frozense
             continue
         with same_randomness(), torch.no_grad():
             torch.manual_seed(0)
-            twin = stand_in(model, device)
+            twin = stand_in(model, device) or (_unsharded(model) if device == "meta" else None)
             if twin is None:
                 return None
-            for call in calls(twin) if batch is None else (batch,):
-                found = _pass(twin, call, device)
+            for one in feeds or map(feed, calls(twin)):
+                found = _pass(twin, one, device)
                 if found is not None:
                     return found
     return None
 
 
-def _pass(twin: nn.Module, call: Call, device: str) -> tuple[Layout, frozenset[str]] | None:
-    args, kwargs = _moved(call[0], device), _moved(call[1], device)
+def _unsharded(model: nn.Module) -> nn.Module | None:
+    """A sharded model (FSDP2) as its own code built it, on the meta device: its classes, whole shapes, no hooks."""
+    if not any(hasattr(p, "device_mesh") for p in model.parameters()):
+        return None
+    made: dict[int, Any] = {}
+
+    def tensor(t: Tensor | None) -> Tensor | None:
+        if t is not None and id(t) not in made:
+            empty = torch.empty(t.shape, dtype=torch.float32 if t.is_floating_point() else t.dtype, device="meta")
+            made[id(t)] = nn.Parameter(empty, t.requires_grad) if isinstance(t, nn.Parameter) else empty
+        return None if t is None else made[id(t)]
+
+    def module(m: nn.Module) -> nn.Module:
+        if id(m) not in made:
+            cls = type(m)
+            own = cls.__bases__[1] if cls.__name__.startswith("FSDP") and len(cls.__bases__) == 2 else cls
+            new = made[id(m)] = object.__new__(own)
+            new.__dict__.update({k: type(v)() if "_hooks" in k else v for k, v in vars(m).items()})
+            new.__dict__["_parameters"] = {k: tensor(v) for k, v in m._parameters.items()}
+            new.__dict__["_buffers"] = {k: tensor(v) for k, v in m._buffers.items()}
+            new.__dict__["_modules"] = {k: None if v is None else module(v) for k, v in m._modules.items()}
+        return made[id(m)]
+
+    return module(model).eval()
+
+
+def _pass(twin: nn.Module, one: Feed, device: str) -> tuple[Layout, frozenset[str]] | None:
+    batch, run = _moved(one[0], device), one[1]
     tracer = Tracer()
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a fused layer shows nothing
@@ -119,13 +156,13 @@ def _pass(twin: nn.Module, call: Call, device: str) -> tuple[Layout, frozenset[s
     for tensor in named.values():
         if id(tensor) not in tracer.axes:
             tracer.put(tensor, [Axis(size) for size in tensor.shape])
-    for tensor in _tensors((args, kwargs)):
+    for tensor in _tensors(batch):
         tracer.put(tensor, [Axis(size) for size in tensor.shape])
     try:
         random.seed(0)
         numpy.random.seed(0)
         with torch.device(device), tracer:
-            twin(*args, **kwargs)
+            run(twin, batch)
     except AssertionError:
         raise
     except Exception:  # not an input that this forward accepts
@@ -143,4 +180,8 @@ def _moved(value: Any, device: str) -> Any:
         return value.to(device, torch.float32 if value.is_floating_point() else None)
     if isinstance(value, Mapping):
         return {key: _moved(item, device) for key, item in value.items()}
-    return type(value)(_moved(item, device) for item in value) if isinstance(value, tuple | list) else value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_moved(item, device) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)(_moved(item, device) for item in value)
+    return move(value, torch.device(device))  # a dataclass

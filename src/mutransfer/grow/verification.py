@@ -83,7 +83,8 @@ class Verification:
             parts += [f"{self.steps} training steps"] * (self.steps > 0)
             compared = [c.error for c in self.checks if c.name in (OUTPUT, "loss")]
             worst = f" (largest difference of loss and outputs {max(compared):.1e})" if compared else ""
-            return f"PASS: the big model is the small one in {', '.join(parts)}{worst}{notes}"
+            claim = "is the small one" if compared else "holds the small one's copies"
+            return f"PASS: the big model {claim} in {', '.join(parts)}{worst}{notes}"
         return f"FAIL: {self._words(first)}{notes}"
 
     def _words(self, first: Check) -> str:

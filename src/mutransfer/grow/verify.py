@@ -102,6 +102,8 @@ class _Comparison:
     checks: dict[tuple[str, str], Check] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     floor: float = FLOOR
+    unit: float = 0.0
+    blur: dict[str, float] = field(default_factory=dict)
 
     def add(self, stage: str, name: str, error: float, allowed: float, step: int = 0, detail: str = "") -> None:
         """Keep the first failure of a name, else its worst step."""
@@ -193,23 +195,25 @@ class _Comparison:
         )
         exact = how.double and not outputs_only
         if exact:  # what storing W' rounded was judged before: here it would only blur the comparison
-            self._exact(base, target)
-        rounded.perturb(2 * how.rounding, 0.0 if exact else 2 * how.stored)
-        unit = max(how.rounding, 0.0 if exact else how.stored, base.stored_states)
-        self.floor = FLOOR + SAFETY * unit
+            rounded.stored_states = self._exact(base, target)
+        self.unit = max(how.rounding, 0.0 if exact else how.stored)
+        rounded.perturb(2 * self.unit)
+        self.floor = FLOOR + SAFETY * max(self.unit, rounded.stored_states)
         models = (base, rounded, target)
         for step in range(steps + 1):
             values, outputs = [], []
+            wanted = step < steps or (step == 0 and same)  # the last pass is there for its outputs
             for model in models:
                 with model.outputs() as found:
-                    values.append(_backward(model, loss, batches[step % len(batches)], model is target))
+                    values.append(_backward(model, loss, batches[step % len(batches)], wanted, model is target))
                 outputs.append(found)
             off, near = (abs(values[i] - values[0]) / max(abs(values[0]), 1e-300) for i in (2, 1))
             if "" in outputs[0]:
                 near = max(near, difference(outputs[1][""], outputs[0][""]))
-            self.floor = max(
-                self.floor, FLOOR + SAFETY * near
-            )  # one small tensor may escape the rounding of the rest by luck
+            # one small tensor may escape by luck what rounding does to the rest
+            self.floor = max(self.floor, FLOOR + SAFETY * near)
+            if wanted:
+                self._blur(base)
             self._layers(outputs, step)
             self.add("path" if step else "loss", "loss", off, self.floor, step)
             if step == 0 and same:
@@ -225,10 +229,39 @@ class _Comparison:
         if unjudged:
             self.notes.append(f"rounding alone changes {listed(unjudged)} by more than a tenth: not judged")
 
-    def _exact(self, base: Shadow, target: Shadow) -> None:
-        for tensor in self.growth.tensors:
-            if not tensor.buffer and self.checks["weights", tensor.name].ok:
-                target.parameters[tensor.name].data.copy_(grown(tensor, base.parameters[tensor.source].detach()))
+    def _exact(self, base: Shadow, target: Shadow) -> float:
+        """Put the exact copies where the big model's weights and moments are these but for the type they are stored in.
+
+        A moment is `g·dup(m)` or `g²·dup(m)`; whether it is the right one shows in training. Returns the rounding of states that are
+        neither.
+        """
+        mine, theirs = ({id(p): state for o in m.optimizers for p, state in o.state.items()} for m in (base, target))
+        keys: dict[int, list[str]] = {}
+        for values, key in target.states():
+            keys.setdefault(id(values), []).append(key)
+        left = 0.0
+        for tensor in (t for t in self.growth.tensors if not t.buffer):
+            small, big = base.parameters[tensor.source], target.parameters[tensor.name]
+            if self.checks["weights", tensor.name].ok:
+                big.data.copy_(grown(tensor, small.detach()))
+            states, held = mine.get(id(small), {}), theirs.get(id(big), {})
+            for key in keys.get(id(held), ()):
+                source = states.get(key)
+                exact = []
+                if isinstance(source, Tensor) and source.shape == small.shape and held[key].shape == big.shape:
+                    exact = [grown_moment(tensor, source, degree) for degree in (1, 2)]
+                near = [e for e in exact if difference(held[key], e) <= 4 * target.stored_states]
+                left = left if near else target.stored_states
+                held[key] = near[0] if near else held[key]
+        return left
+
+    def _blur(self, base: Shadow) -> None:
+        """What the rounding of the largest gradient is to each tensor's own: one that is zero but for rounding is all noise."""
+        sizes = {name: 0.0 if p.grad is None else float(p.grad.abs().max()) for name, p in base.parameters.items()}
+        largest = max(sizes.values())
+        for name, size in sizes.items():
+            blur = self.unit * largest / max(size, 1e-300)
+            self.blur[name] = max(self.blur.get(name, 0.0), blur)
 
     def _layers(self, outputs: list[dict[str, Tensor]], step: int) -> None:
         """Outputs of modules that have a partner; a layer may carry a constant that a later one takes back, the model may not."""
@@ -260,7 +293,8 @@ class _Comparison:
                 self.add("gradients", tensor.name, float("inf"), self.floor, detail=detail)
                 continue
             error = difference(found, grown_moment(tensor, mine, 1))
-            self.add("gradients", tensor.name, error, self.floor + SAFETY * difference(near, mine))
+            allowed = self.floor + SAFETY * (self.blur[tensor.source] + difference(near, mine))
+            self.add("gradients", tensor.name, error, allowed)
 
     def _tensors(self, models: tuple[Shadow, Shadow, Shadow], order: list[str], step: int) -> None:
         """`W' = s·dup(W)` after a step, and the buffers that the forward pass before it changed."""
@@ -268,7 +302,8 @@ class _Comparison:
         for tensor in (*_forward_order(self.growth, order), *(t for t in self.growth.tensors if t.buffer)):
             source = mine[tensor.source].detach()
             error = difference(found[tensor.name], grown(tensor, source))
-            self.add("path", tensor.name, error, self.floor + SAFETY * difference(near[tensor.source], source), step)
+            blur = self.blur.get(tensor.source, 0.0) + difference(near[tensor.source], source)
+            self.add("path", tensor.name, error, self.floor + SAFETY * blur, step)
 
 
 def _forward_order(growth: GrowPlan, finished: list[str]) -> list[TensorGrowth]:
@@ -278,9 +313,9 @@ def _forward_order(growth: GrowPlan, finished: list[str]) -> list[TensorGrowth]:
     return sorted(own, key=lambda t: place.get(t.name.rpartition(".")[0], len(finished)))
 
 
-def _backward(model: Shadow, loss: feed.Loss, batch: Any, big: bool) -> float:
+def _backward(model: Shadow, loss: feed.Loss, batch: Any, gradients: bool, big: bool) -> float:
     try:
-        return model.backward(loss, batch)
+        return model.backward(loss, batch, gradients)
     except Exception as error:
         raise InputError(
             f"loss(model, batch) fails on the {'big' if big else 'small'} model: {type(error).__name__}: {error}"

@@ -21,12 +21,14 @@ from mutransfer.errors import InputError
 from mutransfer.grow.files.checkpoint import Checkpoint
 from mutransfer.grow.files.groups import grown_optimizer, is_optimizer, tensor_names
 from mutransfer.grow.files.growing import Growing, check_weights
+from mutransfer.grow.files.later import Later
 from mutransfer.grow.files.safetensors import save_safetensors, shards
 from mutransfer.grow.files.safetensors_folder import INDEX, index_of, open_weights
 from mutransfer.grow.files.torch_file import open_torch, save_torch
 from mutransfer.plans import Plan
 
 CONFIG = "config.json"
+WHOLE = "model.safetensors"
 _KEPT = re.compile(
     r"(?i)(generation_config|special_tokens_map|added_tokens|vocab|merges|tok|spiece|sentencepiece|preprocessor_config|processor_config"
     r"|chat_template|README|LICENSE)"
@@ -47,7 +49,7 @@ class HuggingFace(Checkpoint):
         *,
         optimizer_state: Path | None = None,
         plan: Plan | None = None,
-        optimizer: str | None = None,
+        planning: Mapping[str, Any] | None = None,
         largest: int = 5 * 10**9,
     ) -> None:
         self.path, self.largest = path, largest
@@ -59,9 +61,13 @@ class HuggingFace(Checkpoint):
             self.small, self.big = self.make(**self.base), self.make(**self.target)
         saved, self.metadata = open_weights(path)
         self.weights, self.written, self.notes = _matched(saved, self.small, path)
+        self.converted = any(name not in self.weights for name in self.small.state_dict())
+        if self.converted:
+            self.weights = self._loaded()
+            self.written = set(self.weights)
         check_weights(self.weights, self.small, repr(str(path)), f"{type(self.small).__name__} of its config")
         self.plan = plan if plan is not None else make_plan(
-            self.make, base=self.base, target=self.target, optimizer=optimizer
+            self.make, base=self.base, target=self.target, **(planning or {})
         )  # fmt: skip
         self.optimizer_path, self.state = optimizer_state, None
         if optimizer_state is not None:
@@ -80,6 +86,30 @@ class HuggingFace(Checkpoint):
             raise InputError(
                 f"{str(self.path)!r}: its config cannot be made with {dict(sizes)} ({type(error).__name__}: {said})"
             ) from None
+
+    def _loaded(self) -> dict[str, Tensor]:
+        """The weights as transformers itself loads them: it renames and fuses those of some architectures. In memory, once."""
+        try:
+            model, info = type(self.small).from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
+                self.path, local_files_only=True, output_loading_info=True
+            )
+        except Exception as error:  # OSError, ValueError, KeyError, RuntimeError and what its parts raise
+            said = (str(error).strip().splitlines() or [""])[0][:200]
+            raise InputError(
+                f"{str(self.path)!r}: its model cannot be loaded ({type(error).__name__}: {said})"
+            ) from None
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])[0]
+            raise InputError(f"{str(self.path)!r} has no weights for {missing!r} of its {type(model).__name__}")
+        return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+    def _save_converted(self, folder: Path, weights: Mapping[str, Later]) -> None:
+        """Let transformers write what only it can name; the big model's weights are in memory once."""
+        big: Any = self.make(**self.target)
+        for name, later in weights.items():
+            big.load_state_dict({name: later.make()}, strict=False, assign=True)
+        big.tie_weights()
+        big.save_pretrained(folder, max_shard_size=self.largest)
 
     def make(self, **sizes: Any) -> nn.Module:
         """The model of a config with these sizes, freshly drawn, in eval mode."""
@@ -112,7 +142,8 @@ class HuggingFace(Checkpoint):
             for name in self.big.state_dict()
             if name in self.written or (name not in self.weights and growing.of(name).source in self.written)
         }
-        found: dict[str, Any] = {**shards(weights, "model", self.largest), CONFIG: {**self.raw, **self.target}}
+        files = {WHOLE: weights} if self.converted else shards(weights, "model", self.largest)
+        found: dict[str, Any] = {**files, CONFIG: {**self.raw, **self.target}}
         if self.state is not None and self.optimizer_path is not None:
             found[self.optimizer_path.name] = grown_optimizer(self.state, self.names, self.plan.optimizer_name, growing)
         return found
@@ -123,7 +154,9 @@ class HuggingFace(Checkpoint):
             if path.is_file() and _KEPT.match(path.name) and path.name not in content:
                 shutil.copyfile(path, folder / path.name)
         parts = {name: part for name, part in content.items() if name.endswith(".safetensors")}
-        for name, part in parts.items():
+        if self.converted:
+            self._save_converted(folder, parts[WHOLE])
+        for name, part in () if self.converted else parts.items():
             save_safetensors(folder / name, part, self.metadata or {"format": "pt"})
         if len(parts) > 1:
             (folder / INDEX).write_text(index_of(parts), encoding="utf-8")

@@ -22,30 +22,34 @@ def open_checkpoint(
     make: Callable[..., Any] | None = None,
     optimizer_state: Path | None = None,
     plan: Plan | None = None,
-    optimizer: str | None = None,
+    planning: Mapping[str, Any] | None = None,
     steps: int | None = None,
     largest: int = 5 * 10**9,
 ) -> Checkpoint:
     """The checkpoint in `path`, opened to be read only, on its way to the sizes `to`.
 
-    `base` and `make` (the factory) are needed for plain files, whose sizes nobody else knows, and refused elsewhere; so with
-    `steps`, which is for runs. Raises InputError for anything that is no checkpoint, and as the formats do.
+    Plain files need `base` and `make` (the factory), because nobody else knows their sizes; `steps` is for runs. `planning` are
+    further options of `mutransfer.plan`, such as axes and optimizer. Raises InputError for anything that is no checkpoint, and as
+    the formats do.
     """
     if not path.exists():
         raise InputError(f"{str(path)!r} does not exist: give {_FORMATS}")
     kind, place = _kind(path)
     plain = {"--model": make, "--from": base or None}
-    other = {"--optimizer-state": optimizer_state, "--plan": plan, "--optimizer": optimizer}
+    other = {"--optimizer-state": optimizer_state, "--plan": plan}
+    other |= {f"--{name.replace('_', '-')}": value for name, value in (planning or {}).items()}
     if kind == "run":
         from mutransfer.grow.files.run import Run
 
         _refuse({**plain, **other}, place, "a run of ours, which holds it itself")
         return Run(place, to, steps)
     _refuse({"--steps": steps}, place, "no run of ours")
+    if plan is not None and planning:
+        raise InputError(f"--plan and --{next(iter(planning)).replace('_', '-')}: the plan has said it; leave one out")
     more: dict[str, Any] = {
         "optimizer_state": optimizer_state,
         "plan": plan,
-        "optimizer": optimizer,
+        "planning": planning,
         "largest": largest,
     }
     if kind == "huggingface":

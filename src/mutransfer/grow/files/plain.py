@@ -43,7 +43,7 @@ class Plain(Checkpoint):
         *,
         optimizer_state: Path | None = None,
         plan: Plan | None = None,
-        optimizer: str | None = None,
+        planning: Mapping[str, Any] | None = None,
         largest: int = 5 * 10**9,
     ) -> None:
         self.path, self.make, self.largest = path, make, largest
@@ -63,7 +63,7 @@ class Plain(Checkpoint):
         self.written = {name for name in self.weights if f"{self.prefix}{name}" in self._held()}
         check_weights(self.weights, self.small, where, made)
         self.plan = plan if plan is not None else make_plan(
-            lambda **sizes: _built(make, sizes)[0], base=self.base, target=self.target, optimizer=optimizer
+            lambda **sizes: _built(make, sizes)[0], base=self.base, target=self.target, **(planning or {})
         )  # fmt: skip
         state = None
         self.optimizer_path = optimizer_state

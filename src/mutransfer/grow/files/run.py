@@ -26,6 +26,8 @@ from mutransfer.train.checkpoint import CHECKPOINT, FORMAT
 from mutransfer.train.loop import _make_optimizer, _resolve_plan
 from mutransfer.train.schedule import make_scheduler, multiplier
 
+_GIVEN = {"inputs", "outputs", "vocab_size", "channels", "classes", "context"}
+
 
 def is_run(content: Any) -> bool:
     """Whether this is what a run of ours saved."""
@@ -168,8 +170,15 @@ class Run(Checkpoint):
         save_torch(folder / CHECKPOINT, content[CHECKPOINT])
 
     def next_steps(self, out: Path) -> str:
-        """The command that continues the run."""
-        return f"continue it: {shlex.join(command(self.config, out))}"
+        """The command that continues the run; where its words cannot say the config, the call that does."""
+        try:
+            words = command(self.config, out)
+        except InputError:  # its data, or its tokenizer, is not here
+            words = None
+        if words is not None:
+            return f"continue it: {shlex.join(words)}"
+        path = str(out / CHECKPOINT)
+        return f"continue it: mutransfer.train.train(mutransfer.train.load_checkpoint(Path({path!r}))['config'], folder=Path({str(out)!r}))"
 
 
 def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -182,8 +191,10 @@ def grown_config(config: RunConfig, to: Mapping[str, Any], steps: int) -> RunCon
     The base stays: a size that the base did not name was the source's in both. Under a recipe that scales nothing, the source is the base.
     Raises InputError for a name that is no size of the model, and for one that shrinks.
     """
-    known = {f.name for f in fields(config.model) if type(getattr(config.model, f.name)) is int}
+    known = {f.name for f in fields(config.model) if type(getattr(config.model, f.name)) is int} - _GIVEN
     for name, size in to.items():
+        if name in _GIVEN:
+            raise InputError(f"--to {name}={size}: the data decides that, and the run goes on with the same data")
         if name not in known:
             raise InputError(
                 f"--to {name}={size}: a {config.model_kind} has no size {name!r}: write one of {', '.join(sorted(known))}"
@@ -204,11 +215,10 @@ def grown_config(config: RunConfig, to: Mapping[str, Any], steps: int) -> RunCon
     return replace(config, model=replace(config.model, **to), base=base, recipe=recipe, steps=steps)
 
 
-def command(config: RunConfig, out: Path) -> list[str]:
-    """The words of `mutransfer train` that give this config."""
+def command(config: RunConfig, out: Path) -> list[str] | None:
+    """The words of `mutransfer train` that give this config; None where words cannot. Raises InputError where its data is not here."""
     from mutransfer.commands.builtin import described
     from mutransfer.commands.user_code import literal
-    from mutransfer.sweep.grid import with_fields
 
     kind = config.model_kind
     plain = config.to_dict()
@@ -219,11 +229,11 @@ def command(config: RunConfig, out: Path) -> list[str]:
             given[name] = value
     given |= {f"base.{name}": size for name, size in config.base.items()}
     given |= {n: v for n, v in plain.items() if n not in ("model", "base") and (first.get(n) != v or n == "recipe")}
-    texts = {name: str(value).replace(" ", "") for name, value in given.items()}
-    words = ["mutransfer", "train", kind, "--set", *(f"{n}={t}" for n, t in texts.items()), "--out", str(out)]
-    back = described(kind, {name: literal(text) for name, text in texts.items()})
-    assert with_fields(back, {}) and RunConfig.from_dict(back) == config, "the command gives another config"
-    return words
+    texts = {name: value if isinstance(value, str) else str(value).replace(" ", "") for name, value in given.items()}
+    back = RunConfig.from_dict(described(kind, {name: literal(text) for name, text in texts.items()}))
+    if back != config:
+        return None
+    return ["mutransfer", "train", kind, "--set", *(f"{n}={t}" for n, t in texts.items()), "--out", str(out)]
 
 
 def _departures(old: Plan, step: Plan, new: Plan) -> tuple[str, ...]:

@@ -35,8 +35,9 @@ def open_torch(path: Path, *, check: bool = True) -> Any:
         raise InputError(f"{str(path)!r} does not exist" if not path.exists() else f"{str(path)!r} is no file")
     if not os.access(path, os.R_OK):
         raise InputError(f"{str(path)!r} cannot be read: no permission")
+    is_zip = zipfile.is_zipfile(path)
     try:
-        if not zipfile.is_zipfile(path):
+        if not is_zip:
             return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip() if check else None
@@ -44,7 +45,7 @@ def open_torch(path: Path, *, check: bool = True) -> Any:
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except _BROKEN as error:
         said = str(error).partition("\n")[0][:160] or type(error).__name__
-        if "weights_only" in str(error) or "Unsupported" in said:
+        if is_zip and "weights_only" in str(error):
             raise InputError(
                 f"{str(path)!r} holds Python objects, not only tensors ({said}): save model.state_dict()"
             ) from None

@@ -34,7 +34,7 @@ class Verdict:
     details: Mapping[str, Any]
 
 
-def verify(checkpoint: Checkpoint, growing: Growing, largest: int = LARGEST) -> Verdict:
+def verify(checkpoint: Checkpoint, growing: Growing) -> Verdict:
     """Compare the grown model, before noise, with the small one."""
     if growing.plan.depth not in ("", "identity"):
         return Verdict(
@@ -50,7 +50,7 @@ def verify(checkpoint: Checkpoint, growing: Growing, largest: int = LARGEST) -> 
         if found is None:
             return Verdict(None, "not verified: no input was found that the model's forward takes", {})
         batch, loss, what = found
-        if sum(p.numel() for p in big.parameters()) <= largest:
+        if sum(p.numel() for p in big.parameters()) <= LARGEST:
             verification = verify_growth(small, big, growing.plan, [batch], loss)
             return Verdict(verification.ok, f"{verification} ({what})", verification.to_dict())
         return _outputs(small, big, batch, loss, what)

@@ -152,7 +152,7 @@ def _one_line(boxed: str, program: str, kind: Any) -> str:
     for pattern, plain in _PLAIN:
         text = re.sub(pattern, plain, text)
     names = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-    options = [f"--{name.replace('_', '-')}" for name in names]
+    options = [f"--{name.rstrip('_').replace('_', '-')}" for name in names]  # from_: a keyword of Python
     wrong = [word.strip(",:") for word in text.split() if word.startswith("--")] if unknown else []
     close = [match for word in wrong if word not in options for match in difflib.get_close_matches(word, options, n=1)]
     return text + (f"; did you mean {close[0]}?" if close else "") + f" (see: {program} --help)"

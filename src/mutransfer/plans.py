@@ -95,11 +95,12 @@ class Plan:
 
     def __getitem__(self, name: str) -> Row:
         """The row of the parameter of this name (any of a tied tensor's names)."""
-        row = self._index().get(name)
+        row = self._index.get(name)
         if row is None:
             raise PlanError(f"the plan has no tensor {name!r}")
         return row
 
+    @functools.cached_property
     def _index(self) -> dict[str, Row]:
         return {name: row for row in self.rows for name in (row.name, *row.aliases)}
 
@@ -273,7 +274,7 @@ class Plan:
         """Each row with this model's parameter. Raises PlanError where names or shapes are not the plan's."""
         _check_model(model)
         tensors = dict(parameters_of(model))
-        index = self._index()
+        index = self._index
         result = []
         prefix = "module." if all(name.startswith("module.") for name in tensors) else ""  # DDP
         for name, parameter in tensors.items():

@@ -123,7 +123,7 @@ def _lengths(model: nn.Module) -> list[int]:
     """Numbers of positions: any, then those that a table of positions or a mixing matrix may insist on."""
     fixed = [p.shape[-2] for m in model.modules() for p in m._parameters.values() if p is not None and p.ndim in (2, 3)]
     mixing = [m.in_features for m in model.modules() if isinstance(m, nn.Linear)]
-    return list(dict.fromkeys([LENGTH, *(n for n in [*fixed, *mixing] if 1 < n <= 1024)]))[:5]
+    return [*list(dict.fromkeys([LENGTH, *(n for n in [*fixed, *mixing] if 1 < n <= 1024)]))[:5], 3]
 
 
 def _features(model: nn.Module) -> Iterator[Tensor]:

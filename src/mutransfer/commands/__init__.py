@@ -15,6 +15,7 @@ from mutransfer.commands.evaluate import Evaluate
 from mutransfer.commands.experiments import Experiments
 from mutransfer.commands.export import Export
 from mutransfer.commands.generate import Generate
+from mutransfer.commands.grow import Grow
 from mutransfer.commands.optimum import Optimum
 from mutransfer.commands.plan import Plan
 from mutransfer.commands.predict import Predict
@@ -36,6 +37,7 @@ COMMANDS = {
     "sweep": Sweep,
     "export": Export,
     "verdict": Verdict,
+    "grow": Grow,
     "predict": Predict,
     "curve": Curve,
     "optimum": Optimum,
@@ -58,6 +60,7 @@ Command = (
     | Annotated[Sweep, subcommand("sweep", description=Sweep.summary)]
     | Annotated[Export, subcommand("export", description=Export.summary)]
     | Annotated[Verdict, subcommand("verdict", description=Verdict.summary)]
+    | Annotated[Grow, subcommand("grow", description=Grow.summary)]
     | Annotated[Predict, subcommand("predict", description=Predict.summary)]
     | Annotated[Curve, subcommand("curve", description=Curve.summary)]
     | Annotated[Optimum, subcommand("optimum", description=Optimum.summary)]

@@ -43,7 +43,7 @@ class AxisMap:
     @classmethod
     def join(cls, *parts: AxisMap) -> AxisMap:
         """The map of axes laid one after another."""
-        if len(parts) < 2:
+        if len(parts) == 1:
             return parts[0]
         base, target = sum(p.base for p in parts), sum(p.target for p in parts)
         if all(p.base == p.target for p in parts):

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 from torch import nn
 
@@ -18,7 +19,9 @@ from mutransfer.grow.maps import Matching, Unreadable, declared
 from mutransfer.grow.tensors import GrowPlan, TensorGrowth
 from mutransfer.grow.trace import Feed, Layout, feed, trace
 from mutransfer.sample import Call
+from mutransfer.optimizers import OptimizerFacts
 from mutransfer.plans import Plan, Row
+from mutransfer.rules import squared_step_ratio
 from mutransfer.shapes import clean
 
 _LENGTHS = (("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v"))
@@ -66,6 +69,52 @@ def _alpha(row: Row, plan: Plan) -> float:
     return 1.0 if plan.depth_exponent is None else row.repeats**-plan.depth_exponent
 
 
+def departure(row: Row, facts: OptimizerFacts, scale: float, gradient: float) -> str:
+    """Which of the plan's ratios is not the one that keeps copies on the small model's path (theory §6), and by what factor; else "".
+
+    A raw step of `g·dup(G)` is dup of the small one's times f: `f = g` (degree 1), 1 (element-wise), `(norm'/norm)/√(ab)` (a matrix
+    function: dup of an orthogonal factor is √(ab) too long), and times `s^q` where it follows RMS(W). So `lr' = lr·s/f`, the decay of a step
+    `1/lr'`, an L2 `g/s`, and eps as what it is added to. A recipe with rates of its own differs here, as does the asymptotic mode.
+    """
+    facts = facts.at_zero if row.base_law.zeros else facts
+    entries = math.prod(row.target_shape) / math.prod(row.base_shape)
+    factors = [gradient if facts.degree == 1 else 1.0]
+    if facts.kind == "matrix":
+        pairs = [
+            (row.fan_in, row.fan_out),
+            (row.fan_out, row.fan_in),
+        ]  # a scaling may read the matrix as stored, (in, out)
+        pairs = pairs if row.axes == ("in", "out") or row.parts else pairs[:1]
+        steps = [squared_step_ratio(facts, *pair, Fraction(1), "exact") for pair in pairs]
+        factors = [math.sqrt(step / Fraction(entries)) for step in steps]
+    rates = [scale / (factor * scale**facts.weight) for factor in factors]
+    eps = {None: None, "element": gradient, "frobenius": gradient * math.sqrt(entries), "outer": gradient**2 * entries}
+    ratios = row.ratios
+    due = {"eps": eps[facts.eps_kind]} if facts.eps_kind else {}
+    due |= {"l2": gradient / scale} if facts.decay == "coupled" else {}
+    rate = min(rates, key=lambda rate: abs(math.log(ratios.lr / rate)))
+    due |= {"lr": rate} | ({"decay": 1 / rate} if facts.decay == "decoupled" else {})
+    for key in ("lr", "eps", "l2", "decay"):
+        found, wanted = getattr(ratios, key), due.get(key)
+        if wanted is not None and found is not None and not math.isclose(found, wanted, rel_tol=1e-9):
+            return f"its {key} is {found / wanted:.4g} times what copies need: at the start only"
+    return ""
+
+
+def _refuse_rows(row: Row, depth: str) -> None:
+    """Raise InputError for an axis that holds no features: rows of a table, taps of a kernel, one entry per expert or layer."""
+    what = {
+        "lookup": "rows of a table (tokens, positions)",
+        "kernel": "taps of a kernel",
+        "stack": "one entry per copy (experts, layers)",
+    }
+    for axis, label in enumerate(row.axes):
+        base, target = row.base_shape[axis], row.target_shape[axis]
+        if base != target and label in what and not (label == "stack" and depth == "interleave"):
+            raise InputError(f"axis {axis} of {row.name!r} {row.base_shape} → {row.target_shape} holds {what[label]}: growing copies "
+                             f"features only; keep {base} there")  # fmt: skip
+
+
 class _Builder:
     def __init__(
         self,
@@ -111,12 +160,15 @@ class _Builder:
     # ------------------------------------------------------------------ parameters
 
     def _parameter(self, row: Row) -> TensorGrowth:
+        _refuse_rows(row, self.depth if self.blocks is not None else "")
         source = self._source(row)
         maps, inexact = self._maps(row.name, source, row.base_shape, row.target_shape)
         sums = tuple(label in ("in", "kernel") for label in row.axes) or (False,) * len(maps)
         scale, gradient = numbers(row, self.plan)
         made = TensorGrowth(row.name, source, maps, sums, scale, gradient, row.name, inexact=inexact)
         made = self._normed(made)
+        if not made.inexact and self.plan.depth == 1.0:
+            made = replace(made, inexact=departure(row, self.plan.facts[row.optimizer], scale, gradient))
         return self._deeper(made, row, self._block(row.name))
 
     def _normed(self, made: TensorGrowth) -> TensorGrowth:

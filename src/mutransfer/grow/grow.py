@@ -177,13 +177,13 @@ def relative_plan(
     """
     if plan is not None:
         plan.named(big)
+        if plan.standard:
+            raise InputError(
+                f"plan: recipe {plan.recipe!r} scales nothing, and copies need rates of their own: leave plan= out"
+            )
         shapes = {p.name: p.shape for p in parameters_of(small).values()}
         if all(shapes.get(row.base_name) == row.base_shape for row in plan.rows):
             return plan
-        if not plan.parametrization or not plan.parametrization.width:
-            raise InputError(
-                f"plan: recipe {plan.recipe!r} scales nothing and its base is not the small model; leave plan= out"
-            )
     recipe: Any = "mup" if plan is None or plan.parametrization is None else plan.parametrization
     placement = "absorbed" if plan is None else plan.placement
     return make_plan(

@@ -56,8 +56,6 @@ class Run(Checkpoint):
         self.config = grown_config(self.source, to, self._steps(steps))
         names = tuple(self.config.base)
         old = Plan.from_dict(saved["plan"])
-        if old != _resolve_plan(self.source, None, None, None):
-            raise InputError(f"{str(path)!r} was trained under a plan of its own, not that of its config: grow it with mutransfer.grow")  # fmt: skip
         self.grown_plan = _resolve_plan(self.config, None, None, None)
         config = self.config
         self.plan = make_plan(
@@ -68,10 +66,15 @@ class Run(Checkpoint):
             self.small, self.big = old.attach(self.source.make_model()), self.grown_plan.attach(config.make_model())
         self.weights = saved["model"]
         check_weights(self.weights, self.small, repr(str(path)), "the model of its config")
+        departures = _departures(old, self.plan, self.grown_plan)
+        if (departures or old.placement != self.source.placement) and old != _resolve_plan(
+            self.source, None, None, None
+        ):
+            raise InputError(
+                f"{str(path)!r} was trained under a plan of its own, not that of its config: grow it with mutransfer.grow"
+            )
         reasons = {name: inexact_reason(name) for name in dict.fromkeys(row.optimizer for row in self.plan.rows)}
-        self.notes = (
-            *_departures(old, self.plan, self.grown_plan), *(f"{name}: {why}" for name, why in reasons.items() if why)
-        )  # fmt: skip
+        self.notes = (*departures, *(f"{name}: {why}" for name, why in reasons.items() if why))
 
     def _steps(self, steps: int | None) -> int:
         made, planned = int(self.saved["step"]), self.source.steps

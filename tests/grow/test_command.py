@@ -230,3 +230,27 @@ def test_a_disk_without_space_is_said_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # pyright: ignore[reportAttributeAccessIssue]
     assert main(["grow", "run", "--to", "width=32", "--out", "big"]) == 2
     assert "are free there" in capsys.readouterr().err and listing(folder) == before
+
+
+def test_a_grown_checkpoint_is_compared_with_the_small_one_later(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--against`: the copies pass, preserving noise and a damaged tensor do not, and nothing is written."""
+    plain = "model.pt --model user_model.py:make --from width=8 --to width=16".split()
+    for command, grown in ((["run", "--to", "width=32"], "big"), (plain, "plain")):
+        assert main(["grow", *command, "--out", grown]) == 0
+        file = grown if grown == "big" else f"{grown}/model.pt"
+        before = sorted(p.name for p in folder.iterdir())
+        capsys.readouterr()
+        assert main(["grow", *command, "--against", file]) == 0
+        assert "PASS" in capsys.readouterr().out and before == sorted(p.name for p in folder.iterdir())
+    saved = torch.load("plain/model.pt", weights_only=True)
+    name = next(iter(saved))
+    saved[name][0] *= 1.01
+    torch.save(saved, "plain/model.pt")
+    assert main(["grow", *plain, "--against", "plain/model.pt", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["verification"]["first"]["name"] == name
+    for wrong, said in (("model.pt", "shape"), ("absent.pt", "does not exist"), ("nothing.pt", "nothing.pt")):
+        assert main(["grow", *plain, "--against", wrong]) == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1

@@ -12,6 +12,7 @@ from mutransfer.errors import InputError
 
 if TYPE_CHECKING:
     from mutransfer.grow.files.checkpoint import Checkpoint
+    from mutransfer.grow.files.growing import Growing
     from mutransfer.grow.tensors import GrowPlan
 
 FAILED = 1
@@ -66,11 +67,13 @@ class Grow:
     uneven: bool = False
     """Sizes that are no whole multiples: the function is kept, the path of training is not."""
     maps: Annotated[tuple[str, ...], arg(metavar="PATTERN:AXIS=MAP ...", help_behavior_hint="")] = ()
-    """Which unit each unit copies, where it cannot be told, such as '*.qkv.weight:0=3*[4→8*16]'."""
+    """Which unit each unit copies, where it cannot be told, such as '*.qkv.weight:0=3*[4→8*16]'; or: units."""
     fresh_state: bool = False
     """Start the optimizer's state anew, as where no rule for it exists; the settings go on."""
     no_verify: bool = False
     """Write without comparing the grown model with the small one, which is done before noise; when it differs nothing is written."""
+    against: Annotated[Path | None, arg(metavar="CHECKPOINT", help_behavior_hint="")] = None
+    """Only verify: compare this grown checkpoint, written earlier, with the small one, and write nothing (0 the same, 1 not)."""
     max_shard_size: Annotated[str, arg(metavar="SIZE")] = "5GB"
     """Safetensors: the largest file."""
     plan_only: bool = False
@@ -90,8 +93,12 @@ class Grow:
         from mutransfer.grow.noise import noise_of
 
         noise = noise_of(self.noise)
-        if self.out is None and not self.plan_only:
-            raise InputError("--out is missing: write a new folder, such as --out runs/big (or --plan-only)")
+        if self.out is None and not self.plan_only and self.against is None:
+            raise InputError(
+                "--out is missing: write a new folder, such as --out runs/big (or --plan-only, or --against)"
+            )
+        if self.out is not None and self.against is not None:
+            raise InputError("--against only verifies: leave --out out")
         if self.out is not None:
             require_new(self.out, self.checkpoint)
         if self.save_plan is not None:
@@ -106,6 +113,8 @@ class Grow:
                 print(f"· {note}")
         if self.save_plan is not None:
             grow_plan.save(self.save_plan)
+        if self.against is not None:
+            return self._verified(checkpoint, Growing(grow_plan, checkpoint.weights))
         if self.plan_only or self.out is None:
             if self.json:
                 show_json({"checkpoint": self.checkpoint, "notes": notes, "grow_plan": grow_plan.to_dict()})
@@ -132,6 +141,27 @@ class Grow:
             return 0
         print(f"grown into {self.out}; {checkpoint.next_steps(self.out)}")
         return 0
+
+    def _verified(self, checkpoint: Checkpoint, growing: Growing) -> int:
+        from mutransfer.cli import FAILS, HOLDS, INCONCLUSIVE
+        from mutransfer.commands.output import show_json
+        from mutransfer.grow.files.open import weights_of
+        from mutransfer.grow.files.verifying import verify
+
+        assert self.against is not None
+        verdict = verify(checkpoint, growing, weights_of(self.against, checkpoint.big))
+        if self.json:
+            show_json(
+                {
+                    "checkpoint": self.checkpoint,
+                    "against": self.against,
+                    "verified": verdict.ok,
+                    "verification": verdict.details,
+                }
+            )
+        else:
+            print(verdict.words)
+        return INCONCLUSIVE if verdict.ok is None else HOLDS if verdict.ok else FAILS
 
     def _open(self) -> Checkpoint:
         from mutransfer.commands.user_code import find_function, pairs
@@ -170,7 +200,9 @@ def _copies(plan: GrowPlan) -> bool:
     return any(map_.grows for tensor in plan.tensors for map_ in tensor.maps)
 
 
-def _maps(words: tuple[str, ...]) -> dict[str, dict[int, str]] | None:
+def _maps(words: tuple[str, ...]) -> dict[str, dict[int, str]] | str | None:
+    if words == ("units",):
+        return "units"
     found: dict[str, dict[int, str]] = {}
     for word in words:
         place, equals, text = word.partition("=")

@@ -155,6 +155,8 @@ def grow(
                 notes.append("the verification failed")
         if found is None or found.ok or verify is not True:
             notes += _noise(wanted, made, to, big_optimizer, seed)
+            if wanted.preserving and wanted.size and found is not None and found.ok:
+                found, _ = _verified(model, to, made, listed, loss, None, None, 0, None, outputs_only=True)
             if not wanted and (warning := tie_warning(to, made, optimizer=_one(big_optimizer))):
                 notes.append(warning)
     record = Record(made, found, wanted, seed, tuple(dict.fromkeys(notes)), schedule, mean)
@@ -344,7 +346,7 @@ def guessed_loss(model: nn.Module, batch: Any) -> Tensor:
 
 def _verified(
     small: nn.Module, big: nn.Module, made: GrowPlan, batches: Any, loss: Any, optimizer: Any, big_optimizer: Any,
-    steps: int | None, clip: Any,
+    steps: int | None, clip: Any, outputs_only: bool = False,
 ) -> tuple[Verification | None, list[str]]:  # fmt: skip
     if batches is None:
         guess = guessed_batch(small)
@@ -358,7 +360,16 @@ def _verified(
     count = (STEPS if optimizer is not None else 0) if steps is None else steps
     pair = (optimizer, big_optimizer) if count else (None, None)
     return verify_growth(
-        small, big, made, batches, loss, optimizer=pair[0], big_optimizer=pair[1], steps=count, clip=clip
+        small,
+        big,
+        made,
+        batches,
+        loss,
+        optimizer=pair[0],
+        big_optimizer=pair[1],
+        steps=count,
+        clip=clip,
+        outputs_only=outputs_only,
     ), note
 
 

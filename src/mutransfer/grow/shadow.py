@@ -124,6 +124,9 @@ def shadow(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], double
             f"the model or optimizer cannot be copied ({error}): verify before training, or pass verify=False"
         ) from error
     for original, made in zip(optimizers, copies, strict=True):
+        # torch copies groups and state only; a class may hold settings of its own (pytorch-optimizer's `maximize`)
+        lost = {key: value for key, value in vars(original).items() if key not in vars(made) and not callable(value)}
+        vars(made).update(copy.deepcopy(lost))
         if sparsity.remask in getattr(original, "_optimizer_step_post_hooks", {}).values():
             made.register_step_post_hook(
                 sparsity.remask

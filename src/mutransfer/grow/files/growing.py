@@ -107,11 +107,17 @@ def nbytes(content: Any) -> int:
     return sum(seen.values())
 
 
-def check_weights(weights: Mapping[str, Tensor], model: torch.nn.Module, where: str, made: str) -> None:
-    """Raise InputError unless these are the model's tensors, by name and shape. `made` says how the model came about."""
-    due = model.state_dict()
-    for name in due:
-        if name not in weights:
+def check_weights(
+    weights: Mapping[str, Tensor], model: torch.nn.Module, where: str, made: str, *, tied: bool = False
+) -> None:
+    """Raise InputError unless these are the model's tensors, by name and shape. `made` says how the model came about.
+
+    With `tied` one name of a tied tensor is enough.
+    """
+    due = model.state_dict(keep_vars=True)
+    held = {id(tensor) for name, tensor in due.items() if name in weights}
+    for name, tensor in due.items():
+        if name not in weights and not (tied and id(tensor) in held):
             raise InputError(f"{where} has no tensor {name!r}, which {made} has")
     for name, tensor in weights.items():
         if name not in due:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from mutransfer.errors import InputError
 from mutransfer.grow.files.checkpoint import Checkpoint
 from mutransfer.plans import Plan
@@ -75,6 +77,26 @@ def open_checkpoint(
     from mutransfer.grow.files.plain import Plain
 
     return Plain(place, make, base, to, **more)
+
+
+def weights_of(path: Path, model: nn.Module) -> Mapping[str, Tensor]:
+    """The weights of a checkpoint of any of these kinds by the names of `model`. Raises InputError where they are another model's."""
+    from mutransfer.grow.files.growing import check_weights
+    from mutransfer.grow.files.plain import named_weights
+    from mutransfer.grow.files.safetensors_folder import open_weights
+    from mutransfer.grow.files.torch_file import open_torch
+
+    if not path.exists():
+        raise InputError(f"{str(path)!r} does not exist: give {_FORMATS}")
+    kind, place = _kind(path)
+    if kind == "huggingface" and (place / "pytorch_model.bin").is_file():
+        place = place / "pytorch_model.bin"
+    if place.is_dir() or place.name.endswith((".safetensors", ".index.json")):
+        weights: Mapping[str, Tensor] = open_weights(place)[0]
+    else:
+        weights = named_weights(open_torch(place), model, repr(str(place)))[2]
+    check_weights(weights, model, repr(str(path)), "the grown model", tied=kind == "huggingface")
+    return weights
 
 
 def _refuse(given: Mapping[str, Any], path: Path, what: str) -> None:

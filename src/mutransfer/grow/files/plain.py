@@ -59,7 +59,7 @@ class Plain(Checkpoint):
             self.small, small_optimizer = _built(make, self.base)
             self.big, _ = _built(make, self.target)
         where, made = repr(str(path)), f"the model of {_call(self.base)}"
-        self.key, self.prefix, self.weights = _weights(self.saved, self.small, where)
+        self.key, self.prefix, self.weights = named_weights(self.saved, self.small, where)
         self.written = {name for name in self.weights if f"{self.prefix}{name}" in self._held()}
         check_weights(self.weights, self.small, where, made)
         self.plan = plan if plan is not None else make_plan(
@@ -169,7 +169,7 @@ def _built(make: Callable[..., Any], sizes: Mapping[str, Any]) -> tuple[nn.Modul
     return made, optimizer
 
 
-def _weights(saved: Any, model: nn.Module, where: str) -> tuple[str | None, str, Mapping[str, Tensor]]:
+def named_weights(saved: Any, model: nn.Module, where: str) -> tuple[str | None, str, Mapping[str, Tensor]]:
     """The entry that holds the weights (None: the file itself), the prefix of their names, and the weights."""
     if isinstance(saved, Mapping):
         for key in ("model", "state_dict", "model_state_dict", "module"):

@@ -34,8 +34,8 @@ class Verdict:
     details: Mapping[str, Any]
 
 
-def verify(checkpoint: Checkpoint, growing: Growing) -> Verdict:
-    """Compare the grown model, before noise, with the small one."""
+def verify(checkpoint: Checkpoint, growing: Growing, written: Mapping[str, Tensor] | None = None) -> Verdict:
+    """Compare the grown model, before noise, with the small one; or one that was `written` earlier, as it is."""
     if growing.plan.depth not in ("", "identity"):
         return Verdict(
             None, f"not verified: depth {growing.plan.depth!r} repeats blocks, which changes the function", {}
@@ -45,7 +45,10 @@ def verify(checkpoint: Checkpoint, growing: Growing) -> Verdict:
         exact = replace(growing, noise=Noise())
         with torch.no_grad():
             _fill(small, lambda name: growing.weights.get(name))
-            _fill(big, lambda name: exact.weight(name).make() if name in growing.plan.by_name else None)
+            if written is not None:
+                _fill(big, lambda name: written.get(name))
+            else:
+                _fill(big, lambda name: exact.weight(name).make() if name in growing.plan.by_name else None)
         found = checkpoint.batch() or _guessed(checkpoint, small.eval())
         if found is None:
             return Verdict(None, "not verified: no input was found that the model's forward takes", {})

@@ -8,9 +8,9 @@ export OMP_NUM_THREADS ?= 2
 
 # Those that take longer than a few minutes: hundreds of models through the check, of runs, kills and simulated sweeps.
 LONG := $(addprefix benchmarks/,check_strangers.py check_variants.py adaptive_search.py sweep_kills.py verdict_coverage.py prediction_coverage.py \
-	optimizer_checks.py probe_packages.py duration_transfer.py)
-# Needs transformers, which the development environment does not hold.
-APART := benchmarks/branches_in_transformers.py
+	optimizer_checks.py probe_packages.py duration_transfer.py grow_exactness.py)
+# These need transformers, which the development environment does not hold.
+APART := $(addprefix benchmarks/,branches_in_transformers.py grow_transformers.py)
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/mutransfer quickstart

@@ -105,6 +105,26 @@ def test_a_mix_of_optimizers_and_a_probe_run_as_printed() -> None:
     assert (facts.degree, facts.norm, facts.kind, facts.decay) == (0, "√(in·out)", "element", "coupled")
 
 
+def test_growing_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    made = gpt_factory(vocab_size=32, context=16, head_size=16)
+
+    def make_model(width: int, depth: int) -> nn.Module:
+        return made(width=width // 8, depth=depth)
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(model(batch).flatten(0, 1), batch.flatten())
+
+    torch.manual_seed(0)
+    model = make_model(width=256, depth=2)
+    scope: dict[str, Any] = {"mt": mt, "make_model": make_model, "loss": loss, "model": model}
+    scope["optimizer"] = torch.optim.AdamW(model.parameters())
+    scope["batches"] = [torch.randint(0, 32, (2, 16)) for _ in range(3)]
+    exec(compile(BLOCKS[5], "README.md", "exec"), scope)
+    assert scope["big"].config.width == 64 and scope["record"].verification.ok
+    out = capsys.readouterr().out
+    assert "PASS" in out and "exact: the same function" in out and "3 training steps" in out
+
+
 def test_every_file_that_the_readme_names_exists() -> None:
     text = README.read_text(encoding="utf-8")
     package = README.parent / "src" / "mutransfer"

@@ -252,6 +252,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "multiplier": ({"multipliers": {"head": "two"}}, "multipliers={'head': 'two'}: write a number"),
     "module": ({"multipliers": {"absent": 2.0}}, "module 'absent', which this model does not have"),
     "maps": ({"maps": {"head.weight": {1: "16→31"}}}, "goes from 16 to 32"),
+    "plan": ({"plan": "mup"}, "plan='mup': give a plan that mt.plan made"),
+    "save": ({"save": 3}, "save=3: write the path of a file"),
+    "steps": ({"steps": 1.5}, "steps=1.5"),
+    "rules": ({"state_rules": 3}, "state_rules=3: write a mapping"),
+    "maps type": ({"maps": 3}, "maps=3: write a mapping"),
+    "multipliers type": ({"multipliers": 3}, "multipliers=3: write a mapping"),
     "scheduler": ({"scheduler": object()}, "scheduler"),
 }
 

@@ -121,12 +121,7 @@ def grow(
     Raises InputError for what cannot be grown, naming the tensor, the shapes and the line to write.
     """
     wanted = noise_of(noise)
-    if not isinstance(model, nn.Module) or not isinstance(to, nn.Module):
-        raise InputError("grow(model, optimizer, to=big_model): both models are nn.Module")
-    if model is to or {id(p) for p in model.parameters()} & {id(p) for p in to.parameters()}:
-        raise InputError("to= shares tensors with the small model: build a module of its own")
-    if type(seed) is not int:
-        raise InputError(f"seed={seed!r}: write a whole number")
+    _check(model, to, seed, plan, save, state_rules, maps, multipliers, steps)
     listed = None if batches is None else materialised(batches, max(1, STEPS if steps is None else steps))
     with own_randomness():
         reading = dict(axes=axes, roles=roles, branch_out=branch_out, head_size=head_size, fused=fused)
@@ -165,6 +160,30 @@ def grow(
     if found is not None and not found.ok and verify is True:
         found.raise_if_wrong()
     return Grown(to, big_optimizer, record)
+
+
+def _check(
+    model: Any, to: Any, seed: Any, plan: Any, save: Any, state_rules: Any, maps: Any, multipliers: Any, steps: Any
+) -> None:
+    if not isinstance(model, nn.Module) or not isinstance(to, nn.Module):
+        raise InputError("grow(model, optimizer, to=big_model): both models are nn.Module")
+    if model is to or {id(p) for p in model.parameters()} & {id(p) for p in to.parameters()}:
+        raise InputError("to= shares tensors with the small model: build a module of its own")
+    if type(seed) is not int:
+        raise InputError(f"seed={seed!r}: write a whole number")
+    if plan is not None and not isinstance(plan, Plan):
+        raise InputError(f"plan={plan!r:.60}: give a plan that mt.plan made, or leave it out")
+    if save is not None and not isinstance(save, str | Path):
+        raise InputError(f"save={save!r}: write the path of a file, such as 'grow.json'")
+    if steps is not None and (type(steps) is not int or steps < 0):
+        raise InputError(f"steps={steps!r}: write how many training steps to compare, 0 or more")
+    for option, value, example in (
+        ("state_rules", state_rules, "{'momentum': 1}"),
+        ("maps", None if isinstance(maps, str) else maps, "{'*.qkv.weight': {0: '3×[4→8·16]'}}"),
+        ("multipliers", multipliers, "{'lm_head': 1.4142}"),
+    ):
+        if value is not None and not isinstance(value, Mapping):
+            raise InputError(f"{option}={value!r:.60}: write a mapping, such as {option}={example}")
 
 
 # ------------------------------------------------------------------ the plan

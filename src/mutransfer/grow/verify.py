@@ -55,6 +55,10 @@ def verify_growth(
 
     Nothing of the caller's changes: models, optimizers, random state. Raises InputError for what cannot be verified.
     """
+    if not isinstance(small, nn.Module) or not isinstance(big, nn.Module) or not isinstance(grow_plan, GrowPlan):
+        raise InputError(
+            "verify_growth(small, big, grow_plan, batches): two modules, and the grow plan (record.plan, or GrowPlan.load)"
+        )
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise InputError(f"steps={steps!r}: write how many training steps to compare, 0 or more")
     if steps and (optimizer is None or big_optimizer is None):

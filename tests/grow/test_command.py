@@ -236,7 +236,7 @@ def test_a_grown_checkpoint_is_compared_with_the_small_one_later(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`--against`: the copies pass, preserving noise and a damaged tensor do not, and nothing is written."""
-    plain = "model.pt --model user_model.py:make --from width=8 --to width=16".split()
+    plain = ["model.pt", "--model", "user_model.py:make", "--from", "width=8", "--to", "width=16"]
     for command, grown in ((["run", "--to", "width=32"], "big"), (plain, "plain")):
         assert main(["grow", *command, "--out", grown]) == 0
         file = grown if grown == "big" else f"{grown}/model.pt"

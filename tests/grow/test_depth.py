@@ -1,5 +1,6 @@
 """Blocks: function-preserving, repeated in place or as a stack; with 1/L factors or without; width at the same time."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_with_one_over_depth_repeated_blocks_together_do_what_the_one_did() -> N
         plan = mt.plan(make, base=base, target=sizes, optimizer="adamw", recipe="completep")
         big, _, _ = mt.grow(small, to=make(**sizes).double(), plan=plan, depth="interleave", show=False, verify=False)
         changes.append(change(small, big))
-    assert all(b < 0.7 * a for a, b in zip(changes, changes[1:], strict=False)), changes
+    assert all(b < 0.7 * a for a, b in itertools.pairwise(changes)), changes
 
 
 def test_stages_of_a_resnet_grow_in_depth() -> None:

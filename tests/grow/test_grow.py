@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,41 @@ def test_wrong_input_is_one_line(case: str) -> None:
     with pytest.raises(mt.InputError) as raised:
         mt.grow(small, optimizer, show=False, **options)
     assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+class Wrapper(nn.Module):
+    """Somebody's own wrapper, under whose names all tensors begin with `module.`"""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler warns of itself when it is imported
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, Wrapper])
+def test_wrapped_models_are_grown_as_what_they_wrap(wrap: Any) -> None:
+    make = gpt_factory(**SIZES)
+    inner, big = drawn(make, width=16), make(width=32).double()
+    optimizer = torch.optim.AdamW(inner.parameters(), lr=1e-2, eps=1e-3)
+    train(inner, optimizer, batches(2))
+    wrapped = wrap(big)
+    found, big_optimizer, record = mt.grow(
+        wrap(inner), optimizer, to=wrapped, batches=batches(2), loss=loss, show=False
+    )
+    assert found is wrapped and record.verification.ok
+    assert_same(train(big, big_optimizer, batches(2)), train(inner, optimizer, batches(2)))
+
+
+def test_scripted_models_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(7, 8), nn.Tanh(), nn.Linear(8, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(model)
+    with pytest.raises(mt.InputError, match="scripted model cannot be traced"):
+        mt.grow(scripted, to=nn.Sequential(nn.Linear(7, 16), nn.Tanh(), nn.Linear(16, 5)), show=False)
 
 
 def test_hooks_that_growing_did_not_expect_are_refused() -> None:

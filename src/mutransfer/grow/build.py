@@ -18,10 +18,10 @@ from mutransfer.grow.layout import Axis
 from mutransfer.grow.maps import Matching, Unreadable, declared
 from mutransfer.grow.tensors import GrowPlan, TensorGrowth
 from mutransfer.grow.trace import Feed, Layout, feed, trace
-from mutransfer.sample import Call
 from mutransfer.optimizers import OptimizerFacts
 from mutransfer.plans import Plan, Row
 from mutransfer.rules import squared_step_ratio
+from mutransfer.sample import Call
 from mutransfer.shapes import clean
 
 _LENGTHS = (("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v"))

@@ -121,6 +121,7 @@ def grow(
     Raises InputError for what cannot be grown, naming the tensor, the shapes and the line to write.
     """
     wanted = noise_of(noise)
+    given, model, to = to, bare(model), bare(to)
     _check(model, to, seed, plan, save, state_rules, maps, multipliers, steps)
     listed = None if batches is None else materialised(batches, max(1, STEPS if steps is None else steps))
     with own_randomness():
@@ -159,7 +160,18 @@ def grow(
         print(record)
     if found is not None and not found.ok and verify is True:
         found.raise_if_wrong()
-    return Grown(to, big_optimizer, record)
+    return Grown(given, big_optimizer, record)
+
+
+def bare(model: Any) -> Any:
+    """The user's own module inside DistributedDataParallel, DataParallel and torch.compile; its tensors are the same."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        else:
+            return model
 
 
 def _check(
@@ -167,6 +179,8 @@ def _check(
 ) -> None:
     if not isinstance(model, nn.Module) or not isinstance(to, nn.Module):
         raise InputError("grow(model, optimizer, to=big_model): both models are nn.Module")
+    if isinstance(model, torch.jit.ScriptModule) or isinstance(to, torch.jit.ScriptModule):
+        raise InputError("a scripted model cannot be traced: give the nn.Module that it was made from")
     if model is to or {id(p) for p in model.parameters()} & {id(p) for p in to.parameters()}:
         raise InputError("to= shares tensors with the small model: build a module of its own")
     if type(seed) is not int:
@@ -308,9 +322,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by their names in the user's own model (wrappers' prefixes dropped)."""
     found = {name: p.module._parameters[p.attribute] for name, p in parameters_of(model).items()}
     tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
-    if all(name.startswith("module.") for name in tensors):  # DDP
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    buffers = {clean(name).removeprefix("module."): b for name, b in model.named_buffers(remove_duplicate=False)}
+    buffers = {clean(name): b for name, b in model.named_buffers(remove_duplicate=False)}
     return {**buffers, **tensors}
 
 

@@ -92,7 +92,7 @@ def grow_optimizer(
         return made
     held = {p: s for group in optimizer.param_groups for p in group["params"] if (s := optimizer.state.get(p))}
     rules = rules_for(optimizer, state_rules) if held and state == "copy" else None
-    tensors, of_small = _tensors(big), _tensors(small)
+    tensors, of_small = _tensors(big, grow_plan), _tensors(small, grow_plan)
     groups: list[dict[str, Any]] = []
     states: dict[Tensor, dict[Any, Any]] = {}
     for group, parts in zip(optimizer.param_groups, split(optimizer, small, grow_plan), strict=True):
@@ -112,7 +112,7 @@ def grow_optimizer(
 
 def split(optimizer: torch.optim.Optimizer, small: nn.Module, grow_plan: GrowPlan) -> list[list[Part]]:
     """For every param group of the small optimizer the groups that it becomes, in the order in which they stand."""
-    named = {id(p): name for name, p in _tensors(small).items()}
+    named = {id(p): name for name, p in _tensors(small, grow_plan).items()}
     return [
         parts_of(
             {k: v for k, v in group.items() if k != "params"},
@@ -347,9 +347,12 @@ def _names(group: Mapping[str, Any], named: Mapping[int, str]) -> list[str]:
     return [named[id(p)] for p in group["params"]]
 
 
-def _tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+def _tensors(model: nn.Module, grow_plan: GrowPlan) -> dict[str, nn.Parameter]:
+    """By the grow plan's names: DDP puts `module.` before those of the model that was planned."""
     found = {name: p.module._parameters[p.attribute] for name, p in parameters_of(model).items()}
-    prefix = "module." if found and all(name.startswith("module.") for name in found) else ""  # DDP
+    wrapped = found and all(name.startswith("module.") for name in found)
+    own = any(t.source.startswith("module.") for t in grow_plan.tensors)
+    prefix = "module." if wrapped and not own else ""
     return {name.removeprefix(prefix): p for name, p in found.items() if p is not None}
 
 

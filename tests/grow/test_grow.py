@@ -16,7 +16,7 @@ from mutransfer import hooks
 from mutransfer.models import gpt_factory, mlp_factory
 
 VOCABULARY, LENGTH, STEPS = 32, 8, 12
-SIZES = dict(vocab_size=VOCABULARY, context=LENGTH, head_size=8, depth=2)
+SIZES: dict[str, Any] = dict(vocab_size=VOCABULARY, context=LENGTH, head_size=8, depth=2)
 Batch = tuple[Tensor, Tensor]
 
 
@@ -65,7 +65,7 @@ def drawn(make: Any, seed: int = 0, **sizes: int) -> Any:
 def test_the_user_s_plan_from_a_smaller_base(placement: str, tied: bool) -> None:
     """base 8 → small 16 → big 48: one base lr for all, the plan of the big model verifies its optimizer, and the path is one."""
     make = gpt_factory(**SIZES, tied=tied)
-    settings = dict(lr=1e-2, weight_decay=0.3, eps=1e-2)
+    settings: dict[str, Any] = dict(lr=1e-2, weight_decay=0.3, eps=1e-2)
     of = {w: mt.plan(make, base=dict(width=8), target=dict(width=w), placement=placement) for w in (16, 48)}
     small = of[16].attach(drawn(make, width=16))
     optimizer = of[16].optimizer(small, **settings)

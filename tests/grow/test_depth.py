@@ -116,7 +116,8 @@ def test_stages_of_a_resnet_grow_in_depth() -> None:
     for _ in range(3):
         small(x)
     mt.grow(small, to=big, show=False)
-    small.eval(), big.eval()
+    for model in (small, big):
+        model.eval()
     assert torch.allclose(big(x), small(x), rtol=1e-10)
 
 

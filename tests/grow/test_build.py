@@ -10,7 +10,7 @@ from torch import nn
 import mutransfer as mt
 from mutransfer.grow.build import grow_plan
 from mutransfer.grow.tensors import GrowPlan
-from mutransfer.grow.trace import feed, trace
+from mutransfer.grow.trace import NotTraced, feed, trace
 from mutransfer.grow.weights import grown
 from mutransfer.models import gpt_factory, mlp_factory
 from tests.growth import Case, copies, difference, plan_of
@@ -90,7 +90,8 @@ class Blind(nn.Module):
 def test_a_model_that_cannot_be_traced_is_refused_and_a_batch_lets_it_be() -> None:
     small, big = Blind(4), Blind(8)
     plan = mt.plan(big, base=small, optimizer="sgd")
-    assert trace(small) is None
+    with pytest.raises(NotTraced):
+        trace(small)
     with pytest.raises(mt.InputError, match=r"small model's forward takes no guessed input.* say maps='units'"):
         grow_plan(small, big, plan)
     assert str(grow_plan(small, big, plan, maps="units").by_name["first.weight"].maps[0]) == "4→8"

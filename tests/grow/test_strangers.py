@@ -73,7 +73,7 @@ def test_uneven_multiples_are_refused_and_on_request_keep_the_function_only() ->
     small = cls(w=8).double()
     with pytest.raises(
         mt.InputError,
-        match=r"axis 0 of 'a.weight' \(16, 7\) → \(24, 7\): 8 → 12 is no whole multiple: take 8 or 16, or say uneven=True",
+        match=r"axis 0 of 'a.weight' \(16, 7\) → \(24, 7\): 8 → 12 units is no whole multiple: take 8 or 16, or say uneven=True",
     ):
         mt.grow(small, to=cls(w=12).double(), show=False)
     big, _, record = mt.grow(small, to=cls(w=12).double(), uneven=True, show=False)
@@ -97,3 +97,80 @@ def test_the_small_model_and_the_caller_s_randomness_are_left_alone() -> None:
     mine = {t.data_ptr() for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)}
     theirs = {t.data_ptr() for s in big_optimizer.state.values() for t in s.values() if isinstance(t, Tensor)}
     assert not mine & theirs
+
+
+class Distance(nn.Module):
+    """Two inputs through one encoder, and what lies between: guessed arguments that are alike would say nothing."""
+
+    def __init__(self, w: int) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(7, w)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (self.encoder(a) - self.encoder(b)).square().sum(-1)
+
+
+class Divergence(nn.Module):
+    """A second output that is a sum over units."""
+
+    def __init__(self, w: int) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Linear(7, w), nn.Linear(w, 7)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(self.encoder(x))
+        return self.head(h), h.square().sum()
+
+
+@pytest.mark.parametrize("kind", [Distance, Divergence])
+def test_guessed_inputs_show_a_sum_over_units_in_any_output(kind: Any) -> None:
+    with pytest.raises(mt.GrowthError):
+        mt.grow(kind(8), to=kind(16), show=False)
+
+
+def test_random_masks_and_growing_outputs_are_said() -> None:
+    torch.manual_seed(0)
+    make = lambda w: nn.Sequential(nn.Linear(7, w), nn.Tanh(), nn.Dropout(0.1), nn.Linear(w, 5))  # noqa: E731
+    _, _, record = mt.grow(make(8), to=make(16), show=False)
+    assert any("random" in note for note in record.plan.notes) and not any("for ever" in n for n in record.notes)
+    features = lambda w: nn.Sequential(nn.Linear(7, w), nn.Tanh())  # noqa: E731
+    _, _, record = mt.grow(features(8), to=features(16), show=False)
+    assert any("puts out grows" in note for note in record.plan.notes)
+
+
+def test_complex_weights_frozen_tensors_and_empty_groups() -> None:
+    class Waves(nn.Module):
+        def __init__(self, w: int) -> None:
+            super().__init__()
+            self.first = nn.Linear(7, w)
+            self.spectrum = nn.Parameter(torch.randn(w, w, dtype=torch.complex64) / w)
+            self.head = nn.Linear(w, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((torch.tanh(self.first(x)).to(self.spectrum.dtype) @ self.spectrum).real)
+
+    torch.manual_seed(0)
+    small, big = Waves(8), Waves(16)
+    small.first.requires_grad_(False)
+    x = torch.randn(4, 7)
+    optimizer = torch.optim.SGD(
+        [{"params": [small.spectrum]}, {"params": []}, {"params": small.head.parameters()}], lr=0.1
+    )
+    _, big_optimizer, record = mt.grow(
+        small, optimizer, to=big, batches=[x] * 2, loss=lambda m, b: m(b).square().mean(),
+        axes={"spectrum": "in out"}, show=False,
+    )  # fmt: skip
+    assert record.verification.ok and not big.first.weight.requires_grad
+    assert torch.allclose(big(x), small(x), atol=1e-6) and len(big_optimizer.param_groups) == 2
+
+
+def test_tables_in_the_user_s_own_precision_do_not_stop_the_trace() -> None:
+    """A mask and angles made in forward under a float64 default."""
+    cls = STRANGERS["RotPairs"][0]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        _, _, record = mt.grow(cls(w=16, h=2), to=cls(w=32, h=4), show=False)
+    finally:
+        torch.set_default_dtype(before)
+    assert record.verification.ok and record.plan.exact

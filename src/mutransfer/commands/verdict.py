@@ -31,7 +31,7 @@ class Verdict:
     size: Annotated[str | None, arg(metavar="COLUMN", help_behavior_hint="")] = None
     """The column of the size; by default the first known one that varies: width, n_embd, d_model, depth, …"""
     lr: Annotated[str | None, arg(metavar="COLUMN", help_behavior_hint="")] = None
-    """The column of the learning rate; by default lr, learning_rate, …"""
+    """The column of the hyperparameter that is to transfer; by default the learning rate: lr, learning_rate, …"""
     loss: Annotated[str | None, arg(metavar="COLUMN", help_behavior_hint="")] = None
     """The column of the loss; by default loss, train_loss, val_loss, …; nan or nothing where a run diverged."""
     seed: Annotated[str | None, arg(metavar="COLUMN", help_behavior_hint="")] = None

@@ -4,6 +4,9 @@ from mutransfer.experiments.claire import CLAIRE
 from mutransfer.experiments.depth import DEPTH
 from mutransfer.experiments.depth_check import DEPTH_CHECK
 from mutransfer.experiments.experiment import SIZES, Experiment
+from mutransfer.experiments.growing_compute import COMPUTE
+from mutransfer.experiments.growing_exactness import EXACTNESS
+from mutransfer.experiments.growing_transfer import TRANSFER
 from mutransfer.experiments.images import IMAGES
 from mutransfer.experiments.ladder import LADDER
 from mutransfer.experiments.linearisation import LINEARISATION
@@ -20,7 +23,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
         LADDER, DEPTH_CHECK, SPARSITY, LINEARISATION, NANOGPT, NANOGPT_OWT, DEPTH, CLAIRE, SPECTRAL_CHECKS, SPECTRAL_WIDTH, SPECTRAL_DEPTH,
-        MU_SCALING, PREDICTION, TABLES, IMAGES,
+        MU_SCALING, PREDICTION, TABLES, IMAGES, EXACTNESS, TRANSFER, COMPUTE,
     )
 }  # fmt: skip
 

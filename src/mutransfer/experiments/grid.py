@@ -17,7 +17,7 @@ def powers(low: int, high: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Variant:
-    """One curve per size: the fields that it sets on top of the grid's, and its learning rates.
+    """One curve per size: the fields that it sets on top of the grid's, and its learning rates (or values of the grid's `knob`).
 
     `decay_at`: weight_decay is meant at this learning rate; at others it is weight_decay · decay_at / lr, so that the decay of an
     update depends neither on width nor on the learning rate.
@@ -31,7 +31,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Grid:
-    """Every variant at every size, learning rate and seed. The smallest size is the base.
+    """Every variant at every size, learning rate (or value of another `knob`) and seed. The smallest size is the base, where `run` names none.
 
     `run` holds the fields of the run and of its model (`kind` names the model) that all variants share; what the data decides
     (vocabulary, inputs, classes) is filled in. `judged`: the variants that should hold, whose verdicts are the experiment's.
@@ -44,6 +44,7 @@ class Grid:
     judged: tuple[str, ...]
     size: str = "width"
     metrics: tuple[str, ...] = ("train_loss",)
+    knob: str = "lr"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -56,7 +57,7 @@ class Grid:
 
         fields = {**self.run, **variant.fields}
         kind = fields.pop("kind")
-        axes = {self.size: self.sizes, "lr": variant.lrs, "seed": self.seeds}
+        axes = {self.size: self.sizes, self.knob: variant.lrs, "seed": self.seeds}
         configs = grid_configs(described(kind, fields, axes), axes)
         if variant.decay_at is None:
             return configs

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mutransfer.errors import InputError
 from mutransfer.experiments.experiment import Experiment
 from mutransfer.experiments.grid import Grid
+from mutransfer.rows.columns import knob
 from mutransfer.verdict.words import span
 
 if TYPE_CHECKING:
@@ -111,10 +112,12 @@ def judge(grid: Grid, records: Mapping[str, list[Any]]) -> Outcome:
         verdicts[metric] = {}
         for variant, ended in records.items():
             # only what decides: what a variant changes along with the learning rate (its decay) is no other variant
-            names = (grid.size, "lr", "seed", "status", metric)
+            names = (grid.size, grid.knob, "seed", "status", metric)
             rows = [{name: row[name] for name in names} for row in map(flat_row, ended)]
             try:
-                verdicts[metric][variant] = transfer_verdict(rows, size=grid.size, lr="lr", loss=metric, seed="seed")
+                verdicts[metric][variant] = transfer_verdict(
+                    rows, size=grid.size, lr=grid.knob, loss=metric, seed="seed"
+                )
             except InputError as error:
                 refused[metric, variant] = str(error)
     return Outcome(grid, verdicts, refused)
@@ -125,13 +128,14 @@ def words(found: Outcome) -> str:
     grid, wide = found.grid, max(len(v.name) for v in found.grid.variants) + 2
     lines = [
         f"{grid.size} {grid.sizes[0]} … {grid.sizes[-1]}, {grid.metrics[0]}; drift in octaves per doubling, cost of "
-        f"the LR of {grid.size} {grid.sizes[0]} at {grid.sizes[-1]}, gain from {grid.sizes[0]} to {grid.sizes[-1]}"
+        f"the {knob(grid.knob)} of {grid.size} {grid.sizes[0]} at {grid.sizes[-1]}, gain from {grid.sizes[0]} to {grid.sizes[-1]}"
     ]
-    lines += [name.ljust(wide) + "  ".join(cells) for name, *cells in _summary(found, grid.metrics[0])]
+    lines += [name.ljust(wide) + "  ".join(cells) for name, *cells in summary(found, grid.metrics[0])]
     return "\n".join(lines)
 
 
-def _summary(found: Outcome, metric: str) -> list[tuple[str, ...]]:
+def summary(found: Outcome, metric: str) -> list[tuple[str, ...]]:
+    """Per variant: name, status, drift, what the base's value costs at the largest size, what size gains."""
     rows = []
     for variant in found.grid.variants:
         verdict = found.verdicts[metric].get(variant.name)
@@ -152,7 +156,7 @@ def _cost(value: float, low: float, high: float) -> str:
     return f"{100 * value:.2f} % {span(100 * low, 100 * high, sign=False)}"
 
 
-def _optima(found: Outcome, metric: str) -> Table:
+def optima_table(found: Outcome, metric: str) -> Table:
     """The fitted optimum and its loss at every size; ⟂ where it lies at the edge of the grid."""
     from mutransfer.report import Table
 
@@ -167,7 +171,7 @@ def _optima(found: Outcome, metric: str) -> Table:
             edge = f" ({o.edge} edge)" if o is not None and o.edge else ""
             cells.append("–" if o is None else f"{o.log2_lr.value:.2f}{edge}, {o.loss.value:.4f}")
         rows.append((variant, *cells))
-    return Table(("variant", *names), tuple(rows), f"Best log2 learning rate and {metric} there", frozenset(names))
+    return Table(("variant", *names), tuple(rows), f"Best log2 {knob(grid.knob)} and {metric} there", frozenset(names))
 
 
 def _pictures(found: Outcome) -> list[Picture]:
@@ -194,7 +198,7 @@ def _page(out: Path, about: str, size: str, found: Outcome, published: str, pict
 
     grid = found.grid
     columns = ("variant", "verdict", "octaves per doubling", f"cost at {grid.size} {grid.sizes[-1]}", "gain with size")
-    tables = [Table(columns, tuple(_summary(found, metric)), f"By {metric}") for metric in grid.metrics]
+    tables = [Table(columns, tuple(summary(found, metric)), f"By {metric}") for metric in grid.metrics]
     status = {0: "HOLDS", 1: "DRIFTS", 3: "INCONCLUSIVE"}[found.exit_code]
     judged = ", ".join(grid.judged)
     sections = [
@@ -203,7 +207,7 @@ def _page(out: Path, about: str, size: str, found: Outcome, published: str, pict
             verdict=status,
             paragraphs=(f"The verdict is that of: {judged}.", f"Published: {published}"),
             pictures=tuple((data, text) for _, data, text in pictures),
-            tables=(*tables, *(_optima(found, metric) for metric in grid.metrics)),
+            tables=(*tables, *(optima_table(found, metric) for metric in grid.metrics)),
         ),
         *_verdicts(found),
         Section("The grid", fixed=json.dumps(grid.to_dict(), indent=1, ensure_ascii=False), folded="every field of it"),

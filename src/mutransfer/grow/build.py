@@ -15,14 +15,14 @@ from mutransfer.errors import InputError
 from mutransfer.grow.axis import AxisMap
 from mutransfer.grow.depth import Blocks, DepthMode, blocks
 from mutransfer.grow.layout import Axis
-from mutransfer.grow.maps import Matching, Unreadable, declared
+from mutransfer.grow.maps import Matching, Uneven, Unreadable, declared
 from mutransfer.grow.tensors import GrowPlan, TensorGrowth
-from mutransfer.grow.trace import Feed, Layout, feed, trace
+from mutransfer.grow.trace import Feed, NotTraced, Traced, feed, trace
 from mutransfer.optimizers import OptimizerFacts
 from mutransfer.plans import Plan, Row
 from mutransfer.rules import squared_step_ratio
 from mutransfer.sample import Call
-from mutransfer.shapes import clean
+from mutransfer.shapes import check_patterns, clean
 
 _LENGTHS = (("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v"))
 _SPECTRAL = re.compile(r"parametrizations\.\w+\.\d+\._[uv]$|weight_[uv]$")
@@ -51,6 +51,8 @@ def grow_plan(
     axes by name pattern instead, "units" all of them. Raises InputError for an axis whose copies cannot be told, naming the tensor and the line to write.
     """
     feeds = feeds if batch is None else [feed(batch), *feeds]
+    if isinstance(maps, Mapping):
+        check_patterns("maps", maps, [name for row in plan.rows for name in (row.name, *row.aliases)] + [name for name, _ in big.named_buffers()])  # fmt: skip
     return _Builder(small, big, plan, feeds, maps, uneven, blocks(small, big, plan, depth, branch_out), depth).build()
 
 
@@ -112,7 +114,23 @@ def _refuse_rows(row: Row, depth: str) -> None:
         base, target = row.base_shape[axis], row.target_shape[axis]
         if base != target and label in what and not (label == "stack" and depth == "interleave"):
             raise InputError(f"axis {axis} of {row.name!r} {row.base_shape} → {row.target_shape} holds {what[label]}: growing copies "
-                             f"features only; keep {base} there")  # fmt: skip
+                             f"features only; keep {base} there (or name the axis 'out' in axes= where its entries are heads or features)")  # fmt: skip
+
+
+RANDOM = "the model draws random numbers (dropout): copies draw their own, so that in training they part without noise"
+
+
+def _traced(which: str, model: nn.Module, feeds: Sequence[Feed]) -> Traced:
+    try:
+        return trace(model, feeds)
+    except NotTraced as error:
+        how = "batch that was given" if feeds else "guessed input"
+        raise InputError(f"the {which} model's forward takes no {how} ({error}), so it cannot be seen which units belong together: give batches= "
+                         f"whose first element (or tensors) forward takes, or say maps='units' where every unit is copied by itself") from None  # fmt: skip
+
+
+def _first(ours: Sequence[tuple[int, ...]], theirs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return next((a for a, b in zip(ours, theirs, strict=False) if a != b), ())
 
 
 class _Builder:
@@ -131,14 +149,10 @@ class _Builder:
         self.blocks, self.depth = grown, depth
         if isinstance(maps, str) and maps != UNITS:
             raise InputError(f"maps={maps!r}: write maps by name pattern and axis, or 'units'")
-        self.traced = (None, None) if maps == UNITS else (trace(small, feeds), trace(big, feeds))
+        self.traced: tuple[Traced, Traced] | None = (
+            None if maps == UNITS else (_traced("small", small, feeds), _traced("big", big, feeds))
+        )
         self.notes: list[str] = []
-        if None in self.traced and maps != UNITS:
-            which = "small" if self.traced[0] is None else "big"
-            how = "batch that was given" if feeds else "guessed input"
-            raise InputError(f"the {which} model's forward takes no {how}, so it cannot be seen which units belong together: give batches= "
-                             f"whose first element (or tensors) forward takes, or say maps='units' where every unit is copied by itself")  # fmt: skip
-        self.traceless = None in self.traced
         self.matching = Matching(uneven)
 
     def build(self) -> GrowPlan:
@@ -155,6 +169,13 @@ class _Builder:
                     "blocks are repeated and the plan has no 1/L on residual branches: the function changes"
                 )
         depth = self.depth if self.blocks is not None else ""
+        if self.traced is not None:
+            small, big = self.traced
+            if small.random or big.random:
+                self.notes.append(RANDOM)
+            if small.outputs != big.outputs:
+                self.notes.append(f"what the model puts out grows, {_first(small.outputs, big.outputs)} → {_first(big.outputs, small.outputs)}: "
+                                  f"a loss that depends on how many numbers there are is another one")  # fmt: skip
         return GrowPlan(tuple(tensors), self.plan, depth, tuple(dict.fromkeys(self.notes)))
 
     # ------------------------------------------------------------------ parameters
@@ -232,6 +253,8 @@ class _Builder:
                 maps.append(self.matching.map(*pair))
             except Unreadable as error:
                 pattern = collapse(name)
+                if isinstance(error, Uneven):
+                    raise InputError(f"axis {axis} of {name!r} {tuple(small)} → {tuple(big)}: {error}") from None
                 raise InputError(f"axis {axis} of {name!r} {tuple(small)} → {tuple(big)}: {error}; declare it with "
                                  f"maps={{{pattern!r}: {{{axis}: '{b}→{t}'}}}}") from None  # fmt: skip
             if not maps[-1].whole:
@@ -240,14 +263,16 @@ class _Builder:
                     if maps[-1].divides
                     else "no whole multiple: at the start only"
                 )
+            if self.matching.normed:
+                reasons[-1:] = ["no whole multiple under a norm: not even at the start"]
+                self.matching.normed.clear()
             if self.matching.tables:
                 reasons.append("meets a table that forward makes, which is not copied")
                 self.matching.tables.clear()
         return tuple(maps), "; ".join(dict.fromkeys(reasons))
 
     def _axes(self, which: int, name: str) -> list[Axis] | None:
-        traced: tuple[Layout, frozenset[str]] | None = self.traced[which]
-        return None if self.traceless or traced is None else traced[0].get(name)
+        return None if self.traced is None else self.traced[which].layout.get(name)
 
     # ------------------------------------------------------------------ buffers
 

@@ -17,7 +17,7 @@ from mutransfer.build import plan as make_plan
 from mutransfer.check.build import own_randomness
 from mutransfer.check.feed import materialise as materialised
 from mutransfer.errors import InputError
-from mutransfer.grow.build import Maps, grow_plan
+from mutransfer.grow.build import RANDOM, Maps, grow_plan
 from mutransfer.grow.depth import DepthMode
 from mutransfer.grow.material import full, materialise, shard_state, write
 from mutransfer.grow.noise import Noise, apply_noise, noise_of, noisy_moment
@@ -52,6 +52,11 @@ class Record:
     notes: tuple[str, ...]
     scheduler: Any = None
     average: Any = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the big model trains as the small one: the plan says so for every tensor, and nothing that was compared says otherwise."""
+        return self.plan.exact and (self.verification is None or self.verification.ok)
 
     def __str__(self) -> str:
         lines = [f"noise {self.noise}, seed {self.seed}" if self.noise else "no noise"]
@@ -122,7 +127,7 @@ def grow(
     """
     wanted = noise_of(noise)
     given, model, to = to, bare(model), bare(to)
-    _check(model, to, seed, plan, save, state_rules, maps, multipliers, steps)
+    _check(model, to, seed, plan, save, state_rules, maps, multipliers, steps, verify, uneven)
     listed = None if batches is None else materialised(batches, max(1, STEPS if steps is None else steps))
     with own_randomness():
         reading = dict(axes=axes, roles=roles, branch_out=branch_out, head_size=head_size, fused=fused)
@@ -148,12 +153,16 @@ def grow(
             found, more = _verified(model, to, made, listed, loss, optimizer, big_optimizer, steps, clip)
             notes += more
             if found is not None and not found.ok and verify is not True:
-                notes.append("the verification failed")
+                notes.append("the verification failed: the big model is not the small one")
         if found is None or found.ok or verify is not True:
             notes += _noise(wanted, made, to, big_optimizer, seed)
             if wanted.preserving and wanted.size and found is not None and found.ok:
                 found, _ = _verified(model, to, made, listed, loss, None, None, 0, None, outputs_only=True)
-            if not wanted and (warning := tie_warning(to, made, optimizer=_one(big_optimizer))):
+            if (
+                not wanted
+                and RANDOM not in made.notes
+                and (warning := tie_warning(to, made, optimizer=_one(big_optimizer)))
+            ):
                 notes.append(warning)
     record = Record(made, found, wanted, seed, tuple(dict.fromkeys(notes)), schedule, mean)
     if show:
@@ -175,7 +184,17 @@ def bare(model: Any) -> Any:
 
 
 def _check(
-    model: Any, to: Any, seed: Any, plan: Any, save: Any, state_rules: Any, maps: Any, multipliers: Any, steps: Any
+    model: Any,
+    to: Any,
+    seed: Any,
+    plan: Any,
+    save: Any,
+    state_rules: Any,
+    maps: Any,
+    multipliers: Any,
+    steps: Any,
+    verify: Any,
+    uneven: Any,
 ) -> None:
     if not isinstance(model, nn.Module) or not isinstance(to, nn.Module):
         raise InputError("grow(model, optimizer, to=big_model): both models are nn.Module")
@@ -191,6 +210,10 @@ def _check(
         raise InputError(f"save={save!r}: write the path of a file, such as 'grow.json'")
     if steps is not None and (type(steps) is not int or steps < 0):
         raise InputError(f"steps={steps!r}: write how many training steps to compare, 0 or more")
+    if verify not in (True, False, "report"):
+        raise InputError(f"verify={verify!r}: write True, False or 'report'")
+    if not isinstance(uneven, bool):
+        raise InputError(f"uneven={uneven!r}: write True or False")
     for option, value, example in (
         ("state_rules", state_rules, "{'momentum': 1}"),
         ("maps", None if isinstance(maps, str) else maps, "{'*.qkv.weight': {0: '3×[4→8·16]'}}"),
@@ -315,7 +338,10 @@ def fill(small: nn.Module, big: nn.Module, made: GrowPlan) -> None:
     targets = tensors_of(big)
     with torch.no_grad():
         for growth in made.tensors:
-            write(targets[growth.name], grown(growth, sources[growth.source].detach()))
+            source, target = sources[growth.source], targets[growth.name]
+            write(target, grown(growth, source.detach()))
+            if isinstance(target, nn.Parameter) and target.requires_grad != source.requires_grad:
+                target.requires_grad_(source.requires_grad)  # what is frozen stays frozen
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -345,7 +371,7 @@ def guessed_batch(model: nn.Module) -> Call | None:
         place = next((p.device for p in model.parameters()), torch.device("cpu"))
         kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         for args, kwargs in calls(model):
-            moved = _cast(args, place, kind), _cast(kwargs, place, kind)
+            moved = _cast(_distinct(args), place, kind), _cast(kwargs, place, kind)
             try:
                 with torch.no_grad():
                     model(*moved[0], **moved[1])
@@ -358,6 +384,19 @@ def guessed_batch(model: nn.Module) -> Call | None:
     return None
 
 
+def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Guesses give every argument the same tensor: two inputs whose difference counts would look alike."""
+    seen: set[int] = set()
+    made = []
+    for value in args:
+        again = isinstance(value, Tensor) and id(value) in seen
+        seen.add(id(value))
+        made.append(
+            torch.randn_like(value) if again and value.is_floating_point() else value.flip(-1) if again else value
+        )
+    return tuple(made)
+
+
 def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, dtype if value.is_floating_point() else None)
@@ -367,12 +406,19 @@ def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def guessed_loss(model: nn.Module, batch: Any) -> Tensor:
-    """Mean square of the first output: the same for equal copies of any output."""
+    """Mean squares of everything that comes out: the same for equal copies of any output."""
     args, kwargs = batch
-    output = model(*args, **kwargs)
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values() if isinstance(output, Mapping) else output))
-    return output.float().square().mean() if output.dtype.itemsize < 4 else output.square().mean()
+    found = [out.square().mean() for out in _outputs(model(*args, **kwargs))]
+    return torch.stack([value.double() if value.dtype.itemsize < 4 else value for value in found]).sum()
+
+
+def _outputs(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
+        value = vars(value)
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return [out for item in items for out in _outputs(item)]
 
 
 def _verified(

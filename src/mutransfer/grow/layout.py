@@ -16,7 +16,8 @@ from mutransfer.grow.axis import Form
 class Axis:
     """One axis of some tensor: `size` units, read as a whole ("copy"), a product of axes, or several one after another.
 
-    `trouble` says which two uses of it contradict each other; `constant` that a table made in the forward pass is indexed by it.
+    `trouble` says which two uses of it contradict each other; `constant` that a table made in the forward pass is indexed by it,
+    `normed` that a mean or variance is taken over it.
     """
 
     def __init__(self, size: int, form: Form = "copy", parts: Sequence[Axis] = ()) -> None:
@@ -25,6 +26,7 @@ class Axis:
         self.trouble = ""
         self.constant = False
         self.mismatch = False
+        self.normed = False
 
     def find(self) -> Axis:
         """The axis that stands for all that are the same as this one."""
@@ -91,6 +93,7 @@ def unify(a: Axis, b: Axis) -> None:
     old.same = new
     new.trouble = new.trouble or old.trouble
     new.constant |= old.constant
+    new.normed |= old.normed
 
 
 def _refine(a: Axis, b: Axis) -> None:

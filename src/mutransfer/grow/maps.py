@@ -15,6 +15,10 @@ class Unreadable(Exception):
     """Why two layouts of one axis do not give a map."""
 
 
+class Uneven(Unreadable):
+    """The map is known, but its factor is not whole."""
+
+
 class Matching:
     """Reads maps off pairs of axes. Parts that were seen to be brothers once are brothers wherever they meet again."""
 
@@ -22,6 +26,7 @@ class Matching:
         self.uneven = uneven
         self.brothers: dict[Axis, Axis | None] = {}  # part of the big model → of the small one; None: it is 1 there
         self.tables: list[tuple[int, int]] = []
+        self.normed: list[tuple[int, int]] = []
 
     def learn(self, small: Axis, big: Axis) -> None:
         """These are the same axis of the two models: remember the parts that can be told apart without doubt."""
@@ -41,37 +46,42 @@ class Matching:
             if len(ranked) == 1 or (ranked and ranked[0][0] > ranked[1][0]):
                 self._remember(ranked[0][1])
 
-    def map(self, small: Axis, big: Axis, table: bool = False) -> AxisMap:
+    def map(self, small: Axis, big: Axis, table: bool = False, normed: bool = False) -> AxisMap:
         """The map from an axis of the small model to the same axis of the big one. Raises Unreadable.
 
         Free parts of n units become n' = k·n, copies side by side; with `uneven` also where n' is no multiple. `tables` keeps the
-        growing parts that are indexed together with a table that forward makes.
+        growing parts that are indexed together with a table that forward makes, `normed` those that a norm takes its mean over.
         """
         small, big = small.find(), big.find()
         table = table or small.constant or big.constant
+        normed = normed or small.normed or big.normed
         for axis in (small, big):
             if axis.trouble:
                 raise Unreadable(axis.trouble)
         if small.form == "product" or big.form == "product":
-            return AxisMap.product(*(self.map(s, b, table) for s, b in self._aligned(small.leaves(), big.leaves())))
+            return AxisMap.product(
+                *(self.map(s, b, table, normed) for s, b in self._aligned(small.leaves(), big.leaves()))
+            )
         if small.form == big.form == "join":
             if len(small.parts) != len(big.parts):
                 ours, theirs = ([p.size for p in axis.parts] for axis in (big, small))
                 raise Unreadable(f"it consists of {theirs} in the small model and of {ours} in the big one")
-            return AxisMap.join(*(self.map(s, b, table) for s, b in zip(small.parts, big.parts, strict=True)))
+            return AxisMap.join(*(self.map(s, b, table, normed) for s, b in zip(small.parts, big.parts, strict=True)))
         if small.form != big.form and small.size != big.size:
             parts = [p.size for p in (small if small.form == "join" else big).parts]
             raise Unreadable(f"it consists of {parts} in one of the models only")
         if table and small.size != big.size:
             self.tables.append((small.size, big.size))
+        if normed and big.size % small.size:
+            self.normed.append((small.size, big.size))
         return self._copy(small.size, big.size)
 
     def _copy(self, small: int, big: int) -> AxisMap:
         if big < small:
             raise Unreadable(f"{small} → {big} shrinks; growing copies units and drops none")
         if big % small and not self.uneven:
-            raise Unreadable(f"{small} → {big} is no whole multiple: take {big - big % small} or {big - big % small + small}, or say "
-                             f"uneven=True (--uneven) for copies that keep the function at the start but not the path")  # fmt: skip
+            raise Uneven(f"{small} → {big} units is no whole multiple: take {big - big % small} or {big - big % small + small}, or say "
+                         f"uneven=True (--uneven) for copies that keep the function at the start but not the path")  # fmt: skip
         return AxisMap(small, big)
 
     def _aligned(self, small: Sequence[Axis], big: Sequence[Axis]) -> list[tuple[Axis, Axis]]:

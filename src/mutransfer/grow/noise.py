@@ -53,6 +53,10 @@ class Noise:
     roles: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.roles, Mapping) or not isinstance(self.preserving, bool):
+            raise InputError(
+                f"noise roles={self.roles!r}, preserving={self.preserving!r}: write roles={{'hidden': 1.0}}, preserving=True or False"
+            )
         if self.kind not in KINDS:
             raise InputError(f"noise kind {self.kind!r}: write one of {', '.join(KINDS)}")
         for key, value in {"size": self.size, "moments": self.moments, **self.roles}.items():

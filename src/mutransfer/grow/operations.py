@@ -60,6 +60,13 @@ def pointwise(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> 
             knows.put(tensor, axes)
 
 
+@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "new_tensor")
+def _new(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> None:
+    """New axes, whatever the tensor that lends its type and device."""
+    for tensor in made:
+        knows.put(tensor, [Axis(n) for n in tensor.shape])
+
+
 @rule("clone", "_softmax", "_log_softmax", "native_dropout", "cumsum", "cumprod", "sort", "tril", "triu", "flip", "roll",
       "detach", "alias", "_to_copy", "lift_fresh", "contiguous", "bernoulli", "cummax", "cummin", "zeros_like",
       "ones_like", "empty_like", "rand_like", "randn_like", "full_like", "dropout", "alpha_dropout", "renorm")  # fmt: skip
@@ -469,6 +476,8 @@ def _shuffle(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> N
 @rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm", "_native_layer_norm")
 def _layer_norm(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> None:
     x = knows.of(call["input"])
+    for axis in x[len(x) - len(call.get("normalized_shape", x[-1:])) :]:
+        axis.find().normed = True
     for key in ("weight", "bias"):
         if isinstance(call.get(key), Tensor):
             for a, b in zip(x[::-1], knows.of(call[key])[::-1], strict=False):
@@ -494,6 +503,7 @@ def _batch_norm(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -
 def _group_norm(knows: Knows, call: Mapping[str, Any], made: Sequence[Tensor]) -> None:
     x = knows.of(call["input"])
     groups = call.get("group", call.get("num_groups", 1))
+    x[1].find().normed = True
     if groups > 1:
         split_any(x[1], x[1].size // groups)
     for key in ("weight", "bias"):

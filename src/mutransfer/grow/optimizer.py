@@ -119,7 +119,7 @@ def split(optimizer: torch.optim.Optimizer, small: nn.Module, grow_plan: GrowPla
             _names(group, named),
             grow_plan,
             type(one),
-            dtype=group["params"][0].dtype,
+            dtype=group["params"][0].dtype if group["params"] else None,
         )
         for one in getattr(optimizer, "parts", [optimizer])
         for group in one.param_groups

@@ -34,9 +34,10 @@ def tie_warning(
     ties = _ties(big, grow_plan, tolerance, optimizer)
     if not ties or not all(equal for _, equal in ties):
         return ""
+    same = ", and the big model trains as the small one" if grow_plan.exact else ""
     return (
-        f"the copies are equal in all {len(ties)} axes that grew, weights and moments: they will stay equal for ever, and the big model "
-        f"trains as the small one; break the tie with noise=0.05"
+        f"the copies are equal in all {len(ties)} axes that grew, weights and moments: they will stay equal for ever{same}; "
+        f"break the tie with noise=0.05"
     )
 
 

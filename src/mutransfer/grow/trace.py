@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
@@ -11,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mutransfer.check.feed import move
 from mutransfer.construct import same_randomness
 from mutransfer.grow.layout import Axis
 from mutransfer.grow.operations import OPERATIONS, carry, pointwise
@@ -25,6 +26,20 @@ _TABLES = ("arange", "linspace", "logspace", "eye", "randn", "rand", "randint", 
 
 Layout = dict[str, list[Axis]]
 """Tensor (parameter or buffer, by every name it has) → its axes."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One pass: the axes of every tensor, those that were used, sizes of what came out, whether it drew random numbers."""
+
+    layout: Layout
+    used: frozenset[str]
+    outputs: tuple[tuple[int, ...], ...]
+    random: bool
+
+
+class NotTraced(Exception):
+    """No pass could be made; the message is that of the last error."""
 
 
 Feed = tuple[Any, Callable[[nn.Module, Any], Any]]
@@ -49,7 +64,7 @@ class Tracer(TorchDispatchMode):
         self.axes: dict[int, list[Axis]] = {}
         self.kept: list[Tensor] = []  # tensors stay alive, so that their ids are not used twice
         self.touched: set[int] = set()
-        self.unknown: set[str] = set()
+        self.random = False
 
     def of(self, tensor: Tensor) -> list[Axis]:
         """The axes of a tensor; one that nobody made here is a constant, with axes of its own."""
@@ -70,6 +85,7 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
+        self.random |= torch.Tag.nondeterministic_seeded in func.tags
         made = [t for t in (result if isinstance(result, tuple | list) else (result,)) if isinstance(t, Tensor)]
         self.touched.update(id(a) for a in _tensors((args, kwargs)))
         if not made:
@@ -78,8 +94,6 @@ class Tracer(TorchDispatchMode):
         rule = OPERATIONS.get(plain)
         if rule is None:
             rule = pointwise if torch.Tag.pointwise in func.tags else carry
-            if rule is carry:
-                self.unknown.add(plain)
         call = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
         rule(self, call, made)
         for tensor in made:
@@ -95,30 +109,38 @@ def _tensors(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, f.name, None) for f in dataclasses.fields(value)]
     return [t for item in value for t in _tensors(item)] if isinstance(value, tuple | list) else []
 
 
-def trace(model: nn.Module, feeds: Sequence[Feed] = ()) -> tuple[Layout, frozenset[str]] | None:
-    """The axes of every parameter and buffer after one forward pass, and the tensors that the pass used.
+def trace(model: nn.Module, feeds: Sequence[Feed] = ()) -> Traced:
+    """The axes of every parameter and buffer after one forward pass.
 
     The pass is that of a stand-in of the same shapes on the first of `feeds` that runs, or on guessed arguments; the model itself never
     runs.
-    None where no input was found that the model accepts.
+    Raises NotTraced where no input was found that the model accepts.
     """
+    last = ""
     size = sum(p.numel() for p in model.parameters())
     for device in ("meta", "cpu"):
         if device == "cpu" and size > _LARGEST:
             continue
         with same_randomness(), torch.no_grad():
             torch.manual_seed(0)
-            twin = stand_in(model, device) or (_unsharded(model) if device == "meta" else None)
+            twin = stand_in(model, device)
+            if twin is None and device == "meta":
+                twin = _unsharded(model)
             if twin is None:
-                return None
+                raise NotTraced("the model cannot be copied")
+            twin = twin.float()
             for one in feeds or map(feed, calls(twin)):
                 found = _pass(twin, one, device)
-                if found is not None:
+                if isinstance(found, Traced):
                     return found
-    return None
+                if feeds or not last:
+                    last = found
+    raise NotTraced(last)
 
 
 def _unsharded(model: nn.Module) -> nn.Module | None:
@@ -147,7 +169,8 @@ def _unsharded(model: nn.Module) -> nn.Module | None:
     return module(model).eval()
 
 
-def _pass(twin: nn.Module, one: Feed, device: str) -> tuple[Layout, frozenset[str]] | None:
+def _pass(twin: nn.Module, one: Feed, device: str) -> Traced | str:
+    """The pass, or what it failed with."""
     batch, run = _moved(one[0], device), one[1]
     tracer = Tracer()
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -158,21 +181,25 @@ def _pass(twin: nn.Module, one: Feed, device: str) -> tuple[Layout, frozenset[st
             tracer.put(tensor, [Axis(size) for size in tensor.shape])
     for tensor in _tensors(batch):
         tracer.put(tensor, [Axis(size) for size in tensor.shape])
+    default = torch.get_default_dtype()
     try:
+        torch.set_default_dtype(torch.float32)  # the stand-in's, of which tables in forward must be
         random.seed(0)
         numpy.random.seed(0)
         with torch.device(device), tracer:
-            run(twin, batch)
-    except AssertionError:
-        raise
-    except Exception:  # not an input that this forward accepts
-        return None
+            out = run(twin, batch)
+    except Exception as error:  # not an input that this forward accepts
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     finally:
+        torch.set_default_dtype(default)
         torch.backends.mha.set_fastpath_enabled(fast)
     if any(axis.mismatch for axes in tracer.axes.values() for axis in axes):
-        return None  # on the meta device some operations take what they would refuse on real numbers
+        return "sizes that do not fit"  # on the meta device some operations take what they would refuse on real numbers
     used = frozenset(name for name, tensor in named.items() if id(tensor) in tracer.touched)
-    return {name: tracer.axes[id(tensor)] for name, tensor in named.items()}, used
+    layout = {name: tracer.axes[id(tensor)] for name, tensor in named.items()}
+    outputs = tuple(tuple(t.shape) for t in _tensors(out) if t.is_floating_point())
+    dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in twin.modules())
+    return Traced(layout, used, outputs, dropout or tracer.random)
 
 
 def _moved(value: Any, device: str) -> Any:
@@ -184,4 +211,7 @@ def _moved(value: Any, device: str) -> Any:
         return type(value)(*(_moved(item, device) for item in value))
     if isinstance(value, tuple | list):
         return type(value)(_moved(item, device) for item in value)
-    return move(value, torch.device(device))  # a dataclass
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _moved(getattr(value, f.name), device) for f in dataclasses.fields(value) if f.init}
+        return dataclasses.replace(value, **fields)
+    return value

@@ -100,7 +100,13 @@ class Verification:
     def raise_if_wrong(self) -> None:
         """Raise GrowthError with the verdict unless everything agrees."""
         if not self.ok:
-            raise GrowthError(str(self).partition("\n")[0])
+            words = str(self).partition("\n")[0]
+            more = (
+                "; a factor of your own code that depends on the size is undone by multipliers={module: number}"
+                if "times the copy" in words
+                else ""
+            )
+            raise GrowthError(words + more)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -74,6 +74,16 @@ def verify_growth(
     ours, theirs = (
         [] if o is None else list(o) if isinstance(o, list | tuple) else [o] for o in (optimizer, big_optimizer)
     )
+    for model, every, which in ((small, ours, "optimizer"), (big, theirs, "big_optimizer")):
+        owned = {id(p) for p in model.parameters()}
+        if any(not any(id(p) in owned for group in o.param_groups for p in group["params"]) for o in every):
+            raise InputError(
+                f"{which}= trains no parameter of its model: optimizer= is the small model's, big_optimizer= the big one's"
+            )
+    if outputs_only and steps:
+        raise InputError(
+            f"steps={steps} with outputs_only=True: outputs alone are compared before any step; leave one out"
+        )
     with own_randomness():
         listed = feed.materialise(batches, max(1, steps))
         comparison = _Comparison(grow_plan, tolerance)

@@ -23,7 +23,7 @@ def grown(growth: TensorGrowth, tensor: Tensor) -> Tensor:
     copied = dup(growth, tensor)
     if growth.fresh == "zero":
         return copied.zero_()
-    if not tensor.is_floating_point():
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return copied
     copied *= growth.scale
     return copied if growth.buffer else _shared(growth, copied, 1, summed=True)

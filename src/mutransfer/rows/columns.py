@@ -32,9 +32,15 @@ KNOBS = (
     "scheduler", "clip", "grad_clip", "dropout", "beta1", "beta2", "betas", "momentum", "eps", "context", "block_size", "seq_len", "data", "dataset",
     "task", "model", "model_kind", "kind", "arch", "architecture", "head_size", "n_head", "n_heads", "num_heads", "output_mult", "input_mult", "alpha",
     "norm", "activation", "precision", "dtype", "tied", "bias", "decay", "noise", "nesterov", "tokens",
+    "grow_noise", "grow_noise_kind", "grow_steps", "grow_lr", "grow_state", "grow_depth",
 )  # fmt: skip
 RESULTS = {*LOSSES, *STATES, *STEPS, *NAMES, "reason", "flops", "seconds"}
 _PREFIX = re.compile(r"^(config|summary|params?|hparams|hyperparameters|args|cfg|model|metrics|data)[./]")
+
+
+def knob(column: str | None) -> str:
+    """What the hyperparameter is called in words: LR, or the column's own name."""
+    return "LR" if column is None or plain(column) in RATES else column
 
 
 def plain(name: str) -> str:

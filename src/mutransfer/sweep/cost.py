@@ -46,14 +46,16 @@ class Cost:
 
 def estimate(runs: Sequence[Wanted], executor: Executor, ranks: int, known: Sequence[Mapping[str, Any]] = ()) -> Cost:
     """The cost of `runs` (one of each result), from records of earlier runs of the same shape and from timing the rest."""
+    from mutransfer.train.warm import without_growth
+
     ours = {run.result: run.config for run in runs if not isinstance(run.config, Call)}
-    flops = {result: flops_of(config) for result, config in ours.items()}
+    flops = _shared(ours)
     shapes = {result: _shape(config) for result, config in ours.items()}
     speed = _speeds(known)
     fresh: dict[str, RunConfig] = {}
     for result, config in ours.items():
         if shapes[result] not in speed:
-            fresh.setdefault(shapes[result], config)
+            fresh.setdefault(shapes[result], without_growth(config))
     peak = None
     if fresh:
         ordered = sorted(fresh.items(), key=lambda item: flops_of(item[1]) / item[1].steps)
@@ -69,19 +71,35 @@ def estimate(runs: Sequence[Wanted], executor: Executor, ranks: int, known: Sequ
 
 
 def flops_of(config: RunConfig) -> float:
-    """FLOPs of the matrix products of the whole run."""
+    """FLOPs of the matrix products of the whole run, the small model's that it grows from with them."""
     import torch
 
     from mutransfer.train import Task, flops_per_row
 
     rows = Task(config, data_of(config), torch.device("cpu")).row_shape
-    return flops_per_row(config.model, rows) * config.batch * config.steps
+    own = flops_per_row(config.model, rows) * config.batch * config.steps
+    return own if config.small is None else own + flops_of(config.small)
+
+
+def _shared(runs: Mapping[str, RunConfig]) -> dict[str, float]:
+    """FLOPs of every run by its result; a small model that several of them grow from is trained by the first."""
+    found: dict[str, float] = {}
+    seen: set[RunConfig] = set()
+    for result, config in runs.items():
+        found[result] = flops_of(config)
+        if config.small is not None:
+            if config.small in seen:
+                found[result] -= flops_of(config.small)
+            seen.add(config.small)
+    return found
 
 
 def _shape(config: RunConfig) -> str:
     """What decides the speed of a run: everything but the numbers of its rule."""
+    from mutransfer.train.warm import without_growth
+
     plain = replace(
-        config, lr=1.0, seed=0, weight_decay=0.0, eps=0.0, steps=1, warmup=0, base={}, recipe="sp", mode="exact",
+        without_growth(config), lr=1.0, seed=0, weight_decay=0.0, eps=0.0, steps=1, warmup=0, base={}, recipe="sp", mode="exact",
         momentum=0.0, betas=(0.0, 0.0), log_every=1, schedule="constant", final_lr_ratio=0.0,
     )  # fmt: skip
     return plain.hash()

@@ -18,6 +18,9 @@ from mutransfer.sweep.outcome import Outcomes, kept_outcome
 from mutransfer.sweep.store import Store
 from mutransfer.sweep.wanted import Call, Wanted, without_base
 
+SMALL = "grown-from"
+"""The folder beside the store in which the small models are trained that runs grow from."""
+
 Record = Mapping[str, Any]
 """An ended run as `Store.add` takes it; a paused one has the status "paused" and is not in the store."""
 
@@ -165,7 +168,10 @@ class Driver:
         else:
             kept = self.keep or job.until is not None or config.checkpoint_every > 0 or folder.exists()
             # runs that must come out alike share a checkpoint: the config in it must not depend on which of them was first
-            work = (jobs.train_config, without_base(config), place if kept else None, job.until, self.ranks)
+            train = jobs.train_config
+            if config.small is not None:  # shared by every run that grows from it, and kept
+                train = functools.partial(train, small=str(self.store.folder.absolute() / SMALL))
+            work = (train, without_base(config), place if kept else None, job.until, self.ranks)
         self.executor.submit(result, kept_outcome, str(self._outcomes.path(result)), *work)
 
     def folder(self, run: Wanted) -> Path:

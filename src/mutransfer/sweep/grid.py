@@ -79,18 +79,21 @@ def _power(base: str, exponent: float | str) -> int | float:
 
 
 def with_fields(values: Mapping[str, Any], given: Mapping[str, Any], option: str = "--set") -> dict[str, Any]:
-    """A config as `RunConfig.to_dict` gives it, with fields of the run, of its model or of its base (`base.width`) set."""
+    """A config as `RunConfig.to_dict` gives it, with fields of the run, of its model, of its base (`base.width`) or of the model that it grows from
+    (`grow_from.width`) set."""
     from mutransfer.commands.builtin import close_name, config_fields
 
-    model, base = dict(values["model"]), dict(values.get("base", {}))
-    rest = {name: value for name, value in values.items() if name not in ("model", "base")}
+    model, base, small = dict(values["model"]), dict(values.get("base", {})), dict(values.get("grow_from") or {})
+    rest = {name: value for name, value in values.items() if name not in ("model", "base", "grow_from")}
     for name, value in given.items():
-        if name in ("model", "base"):
+        if name in ("model", "base", "grow_from"):
             raise InputError(
-                f"{option} {name}={value}: write its fields one by one, such as {'base.' * (name == 'base')}width=64"
+                f"{option} {name}={value}: write its fields one by one, such as {f'{name}.' * (name != 'model')}width=64"
             )
         if name.startswith("base."):
             base[name.removeprefix("base.")] = value
+        elif name.startswith("grow_from."):
+            small[name.removeprefix("grow_from.")] = value
         elif name in config_fields(model["kind"]):
             model[name] = value
         elif name in _run_fields():
@@ -100,7 +103,7 @@ def with_fields(values: Mapping[str, Any], given: Mapping[str, Any], option: str
             raise InputError(
                 f"{option} {name}={value}: neither the run nor its {model['kind']} has a field {name!r}: {close_name(name, known)}"
             )
-    return {**rest, "model": model, "base": base}
+    return {**rest, "model": model, "base": base, **({"grow_from": small} if small else {})}
 
 
 def _run_fields() -> tuple[str, ...]:

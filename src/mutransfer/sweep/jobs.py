@@ -26,8 +26,13 @@ Outcome = dict[str, Any]
 _TAIL = 50
 
 
-def train_config(config: RunConfig, folder: str | None, until: int | None, ranks: int, send: Send) -> Outcome:
-    """One run of ours, continued from the checkpoint in `folder` if there is one, paused after `until` updates."""
+def train_config(
+    config: RunConfig, folder: str | None, until: int | None, ranks: int, send: Send, small: str | None = None
+) -> Outcome:
+    """One run of ours, continued from the checkpoint in `folder` if there is one, paused after `until` updates.
+
+    `small` is the folder of the small models that runs of this sweep grow from.
+    """
     from mutransfer.train import LogPoint, train
 
     started = time.process_time()
@@ -35,13 +40,13 @@ def train_config(config: RunConfig, folder: str | None, until: int | None, ranks
     def log(point: LogPoint) -> None:
         send(asdict(point))
 
-    place = None if folder is None else Path(folder)
+    place, cache = (None if one is None else Path(one) for one in (folder, small))
     if ranks > 1:
         from mutransfer.train.ranks import launch
 
-        result = launch(config, ranks, place, on_log=log, until=until)
+        result = launch(config, ranks, place, on_log=log, until=until, small=cache)
     else:
-        result = train(config, folder=place, until=until, on_log=log, data=data_of(config))
+        result = train(config, folder=place, until=until, on_log=log, data=data_of(config), small=cache)
     return {
         "status": result.status, "reason": result.reason, "metrics": metrics(config, result), "flops": result.flops,
         "seconds": result.seconds, "cpu_seconds": time.process_time() - started,
@@ -53,7 +58,8 @@ def metrics(config: RunConfig, result: RunResult) -> dict[str, Any]:
     """The numbers by which a run can be judged; None for one that a diverged run does not have.
 
     `train_loss` is the mean over the last 50 updates, `best_train_loss` the lowest mean over 50 updates or a validation
-    period, `mean_loss` the mean over all updates, `half_loss` the mean over the 50 updates up to half of the run.
+    period, `mean_loss` the mean over all updates, `half_loss` the mean over the 50 updates up to half of the run. `grow_flops` and `grow_loss`
+    are the small model's, where the run starts grown; its FLOPs are in the run's, too.
     """
     half = result.losses[: config.steps // 2][-_TAIL:]
     held = [point.val_loss for point in result.points if point.val_loss is not None]
@@ -70,8 +76,13 @@ def metrics(config: RunConfig, result: RunResult) -> dict[str, Any]:
     }
     if result.status == "diverged":
         numbers = dict.fromkeys(numbers)
-    found: dict[str, Any] = {name: v if v is not None and math.isfinite(v) else None for name, v in numbers.items()}
-    return {**found, "updates": len(result.losses), "diverged_at": result.diverged_at, "params": result.params}
+    found: dict[str, Any] = {name: _finite(value) for name, value in numbers.items()}
+    grown = {"grow_flops": result.grow_flops, "grow_loss": _finite(result.grow_loss)} if config.grow_from else {}
+    return {**found, "updates": len(result.losses), "diverged_at": result.diverged_at, "params": result.params, **grown}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _mean(losses: tuple[float, ...]) -> float:
@@ -144,9 +155,10 @@ def import_function(spec: str, cwd: str) -> Callable[..., Any]:
 def step_seconds(config: RunConfig, budget: float, send: Send) -> float:
     """Seconds of one update of this run, measured now, beside whatever else this machine is doing: the median of some."""
     from mutransfer.train import LogPoint, train
+    from mutransfer.train.warm import without_growth
 
     data = data_of(config)
-    plain = replace(config, warmup=0, val_batches=0, checkpoint_every=0, log_every=1)
+    plain = replace(without_growth(config), warmup=0, val_batches=0, checkpoint_every=0, log_every=1)
 
     def timed(steps: int) -> list[float]:
         at: list[float] = []

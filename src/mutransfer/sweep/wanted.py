@@ -56,8 +56,12 @@ class Wanted:
 
 
 def without_base(config: RunConfig) -> RunConfig:
-    """The same run without what cannot matter: nothing is scaled at the base's own sizes, and under "sp" nowhere."""
-    if config.recipe == "sp" or (config.target == config.base and config.placement == "absorbed"):
+    """The same run without what cannot matter: nothing is scaled at the base's own sizes, and under "sp" nowhere.
+
+    A run that starts grown is scaled at its small model's sizes.
+    """
+    at_base = config.target == config.base and config.placement == "absorbed" and config.small is None
+    if config.recipe == "sp" or at_base:
         return replace(config, recipe="sp", base={}, mode="exact", placement="absorbed")
     return config
 

@@ -18,6 +18,7 @@ from mutransfer.optimizers import facts_for
 from mutransfer.optimizers.classes import check_run
 from mutransfer.recipes import recipe_named
 from mutransfer.rules import MODES, Mode
+from mutransfer.train import warm
 from mutransfer.train.schedule import SCHEDULES, Schedule
 
 ModelConfig = GPTConfig | MLPConfig | ResNetConfig
@@ -86,6 +87,26 @@ class RunConfig:
     base_steps: int | None = field(default=None, metadata=LATER)
     """The base's `steps`, under `duration`; None: as many as give the same number of rows in all."""
 
+    grow_from: dict[str, int] | None = field(default=None, metadata=LATER)
+    """Sizes of a smaller model that is trained first and then grown (`mutransfer.grow`) into this one, which is trained on from there,
+    on the batches that follow; "/2" is half of `model`'s. None: the run starts from fresh weights."""
+    grow_steps: int | None = field(default=None, metadata=LATER)
+    """Updates of the small model; `steps` are those of the big one after it, with a schedule of its own."""
+    grow_lr: float | None = field(default=None, metadata=LATER)
+    """The small model's `lr`; None: the same. Runs that share all that is the small model's train it once."""
+    grow_warmup: int | None = field(default=None, metadata=LATER)
+    """The small model's `warmup`; None: the same."""
+    grow_schedule: Schedule | None = field(default=None, metadata=LATER)
+    """The small model's `schedule`; None: the same."""
+    grow_noise: float = field(default=0.0, metadata=LATER)
+    """Size of the noise that parts the copies; without it they stay equal for ever."""
+    grow_noise_kind: str = field(default="gaussian", metadata=LATER)
+    """The other words of that noise, such as relative, spectral or gaussian:preserving."""
+    grow_state: str = field(default="copy", metadata=LATER)
+    """What becomes of the optimizer's state: copy, by its rule, or fresh."""
+    grow_depth: str = field(default="identity", metadata=LATER)
+    """What new blocks are where depth grows: identity, interleave or append."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.model, ModelConfig):
             raise InputError(f"model={self.model!r}: give a GPTConfig, an MLPConfig or a ResNetConfig")
@@ -97,6 +118,12 @@ class RunConfig:
             if isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, name, float(value))
         object.__setattr__(self, "base", {key: self.base[key] for key in sorted(self.base, key=str)})
+        if self.grow_from is not None:
+            if not isinstance(self.grow_from, Mapping):
+                raise InputError(
+                    f"grow_from={self.grow_from!r}: give the small sizes by name, as grow_from={{'width': 32}}"
+                )
+            object.__setattr__(self, "grow_from", warm.resolved(self.grow_from, self.model))
         if isinstance(self.betas, list | tuple):
             betas = tuple(float(b) if isinstance(b, int | float) else b for b in self.betas)
             object.__setattr__(self, "betas", betas)
@@ -104,6 +131,7 @@ class RunConfig:
         self._check_numbers()
         self._check_sizes()
         self._check_duration()
+        warm.check(self)
 
     def _check_names(self) -> None:
         recipe_named(self.recipe)
@@ -127,6 +155,9 @@ class RunConfig:
         _number("eps", self.eps, low=0)
         _number("final_lr_ratio", self.final_lr_ratio, low=0, high=1)
         _number("wsd_decay_fraction", self.wsd_decay_fraction, low=0, high=1)
+        if self.grow_lr is not None:
+            _number("grow_lr", self.grow_lr, low=0, open_low=True)
+        _number("grow_noise", self.grow_noise, low=0)
         if self.clip is not None:
             _number("clip", self.clip, low=0, open_low=True, hint=" (or None for no clipping)")
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
@@ -205,6 +236,11 @@ class RunConfig:
         """The sizes of the trained model under the names that `base` uses."""
         return {name: getattr(self.model, name) for name in self.base}
 
+    @property
+    def small(self) -> "RunConfig | None":
+        """The run of the small model that this one grows from; None where it starts from fresh weights."""
+        return None if self.grow_from is None else warm.small_config(self)
+
     def build_base_config(self) -> ModelConfig:
         """The model config at the base sizes."""
         return replace(self.model, **self.base)
@@ -219,6 +255,7 @@ class RunConfig:
             f.name: _plain(getattr(self, f.name))
             for f in fields(self)
             if not (f.metadata.get("later") and getattr(self, f.name) == f.default)
+            or (self.grow_from is not None and f.name.startswith("grow_"))  # a noise of 0 is a value to compare
         }
         model = {
             f.name: _plain(getattr(self.model, f.name), f.default)
@@ -253,7 +290,9 @@ class RunConfig:
         return int(self.hash()[:15], 16)
 
 
-_FLOATS = ("lr", "weight_decay", "momentum", "eps", "final_lr_ratio", "wsd_decay_fraction", "clip")
+_FLOATS = (
+    "lr", "weight_decay", "momentum", "eps", "final_lr_ratio", "wsd_decay_fraction", "clip", "grow_lr", "grow_noise",
+)  # fmt: skip
 
 
 def canonical_json(data: Any) -> str:

@@ -24,6 +24,7 @@ from mutransfer.errors import InputError
 from mutransfer.files import write_atomic
 from mutransfer.optimizers.classes import ready, run_settings
 from mutransfer.plans import Plan
+from mutransfer.train import warm
 from mutransfer.train.checkpoint import (
     CHECKPOINT,
     RESULT,
@@ -50,6 +51,7 @@ def train(
     on_log: Callable[[LogPoint], None] | None = None,
     plan: Plan | None = None,
     data: Data | None = None,
+    small: Path | None = None,
 ) -> RunResult:
     """Train once as `config` says and return the outcome; a loss that is not finite is an outcome, not an exception.
 
@@ -58,6 +60,8 @@ def train(
     `resume=False` starts it over. `until` pauses the run after that many updates, with its checkpoint in `folder`: the
     result says "paused", and a later call goes on exactly. `on_log` is called at every logged update. `plan` and `data` replace those
     that the config names (to share them between runs). The caller's random generators are left as they were.
+    A run that starts grown (`grow_from`) trains its small model first, in a folder of its own in `small` (by default "grown-from" in `folder`):
+    other runs find it there.
     Under torchrun the ranks share the run: each calls this and gets the result, rank 0 alone logs and writes.
     Raises `InputError` for a config that does not fit its data or this machine, for a damaged checkpoint, and for a
     checkpoint of another config.
@@ -81,8 +85,10 @@ def train(
         run = Run(config, plan, task, device, path)
         if saved is not None:
             run.restore(saved)
+        elif config.small is not None:
+            warm.grow_from(run, config.small, small or (path and path.parent / warm.FOLDER), resume)
         if folder is not None and ranks.main:  # only now: bad input leaves no folder behind
-            _make_folder(Path(folder))
+            make_folder(Path(folder))
         return run.finish(on_log if ranks.main else None, until)
     finally:
         set_rng_state(callers, device)
@@ -132,6 +138,7 @@ class Run:
         self.points: list[LogPoint] = []
         self.val_loss: float | None = None
         self.seconds = 0.0
+        self.before: dict[str, Any] = {}  # flops, seconds and loss of the small model that it grew from
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Continue from a checkpoint's content."""
@@ -145,6 +152,7 @@ class Run:
         self.points = [LogPoint(**point) for point in saved["points"]]
         for name in ("step", "status", "reason", "diverged_at", "val_loss", "seconds"):
             setattr(self, name, saved[name])
+        self.before = saved.get("before", {})
         self.plan.verify(self.optimizer, self.model)
 
     def finish(self, on_log: Callable[[LogPoint], None] | None, until: int | None = None) -> RunResult:
@@ -156,7 +164,7 @@ class Run:
             if self.status == "finished":
                 self._average()  # what the run leaves behind is the model that was validated
             self._save()
-        result = self._result()
+        result = self.result()
         if self.path is not None and self.status != "running" and self.ranks.main:
             text = json.dumps(result.to_dict(), allow_nan=False).encode()
             write_atomic(self.path.with_name(RESULT), lambda file: file.write(text))
@@ -303,13 +311,16 @@ class Run:
             "rng_others": others,
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "points": [asdict(point) for point in self.points],
+            **({"before": self.before} if self.before else {}),
         }
         names = ("step", "status", "reason", "diverged_at", "val_loss", "seconds")
         save_checkpoint(self.path, self.config, {**state, **{name: getattr(self, name) for name in names}})
 
-    def _result(self) -> RunResult:
+    def result(self) -> RunResult:
+        """The outcome so far."""
         config, diverged = self.config, self.status == "diverged"
         last = self.losses[-50:]
+        before = self.before.get("flops", 0.0)
         return RunResult(
             config_hash=config.hash(),
             status="paused" if self.status == "running" else "diverged" if diverged else "finished",
@@ -317,11 +328,13 @@ class Run:
             diverged_at=self.diverged_at,
             losses=tuple(self.losses),
             points=tuple(self.points),
-            train_loss=math.inf if diverged else sum(last) / len(last),
+            train_loss=math.inf if diverged else sum(last) / len(last) if last else math.nan,
             val_loss=math.inf if diverged and config.val_batches else self.val_loss,
-            flops=flops_per_row(config.model, self.task.row_shape) * config.batch * len(self.losses),
-            seconds=self.seconds,
+            flops=flops_per_row(config.model, self.task.row_shape) * config.batch * len(self.losses) + before,
+            seconds=self.seconds + self.before.get("seconds", 0.0),
             params=sum(p.numel() for p in self.model.parameters()),
+            grow_flops=before,
+            grow_loss=self.before.get("loss"),
         )
 
 
@@ -362,7 +375,8 @@ def _resolve_plan(config: RunConfig, given: Plan | None, saved: dict[str, Any] |
     )
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make it, and see that it can be written. Raises InputError where it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):

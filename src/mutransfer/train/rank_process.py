@@ -40,6 +40,7 @@ def main(path: Path) -> int:
             resume=order["resume"],
             until=order["until"],
             on_log=lambda point: tell("point", asdict(point)),
+            small=None if order["small"] is None else Path(order["small"]),
         )
     except InputError as error:
         tell("input", str(error))

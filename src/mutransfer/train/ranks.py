@@ -185,6 +185,7 @@ def launch(
     resume: bool = True,
     until: int | None = None,
     on_log: Callable[[LogPoint], None] | None = None,
+    small: Path | None = None,
 ) -> RunResult:
     """`train` on `ranks` processes of this machine, one per device, under torchrun; a port of its own for every call.
 
@@ -199,6 +200,7 @@ def launch(
         "folder": None if folder is None else str(Path(folder).absolute()),
         "resume": resume,
         "until": until,
+        "small": None if small is None else str(Path(small).absolute()),
     }
     with tempfile.TemporaryDirectory(prefix="mutransfer-") as place:
         written = Path(place) / "order.json"

@@ -44,6 +44,10 @@ class RunResult:
     """Floating-point operations of the matrix products of the forward and backward passes of the updates made."""
     seconds: float
     params: int
+    grow_flops: float = 0.0
+    """The part of `flops` that the small model took, in a run that starts grown; `seconds`, too, has its part in it."""
+    grow_loss: float | None = None
+    """Loss of the small model when it was grown: validation, or training without one; inf when it diverged."""
 
     def summary(self) -> dict[str, Any]:
         """The numbers and words of the outcome by name, without the loss curve."""
@@ -61,6 +65,8 @@ class RunResult:
             LogPoint(**{**p, "loss": _nan(p["loss"]), "grad_norm": _nan(p["grad_norm"])}) for p in data["points"]
         )
         summary = {k: math.inf if diverged and data[k] is None else data[k] for k in ("train_loss", "val_loss")}
+        if data["diverged_at"] == 0:  # the small model did
+            summary["grow_loss"] = math.inf
         return cls(**{**data, "points": points, "losses": tuple(_nan(x) for x in data["losses"]), **summary})
 
 

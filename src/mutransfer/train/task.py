@@ -46,8 +46,12 @@ class Task:
         return cls(config, data, device, ranks)
 
     def batch(self, step: int) -> Batch:
-        """Inputs and labels of update number `step` (0-based), on the device: all its rows, or this rank's share."""
+        """Inputs and labels of update number `step` (0-based), on the device: all its rows, or this rank's share.
+
+        A run that starts grown goes on where the small model's stopped.
+        """
         config, data, rank, size = self.config, self.data, self.ranks.rank, self.ranks.size
+        step += config.grow_steps or 0
         if isinstance(data, TextData):
             return data.batch(step, config.seed, config.batch, _context(config), self.device, rank, size)
         return data.batch(step, config.seed, config.batch, self.device, rank, size)

@@ -108,8 +108,8 @@ class Noise:
     ratio: tuple[float, ...]
 
 
-def gather(runs: Sequence[Run]) -> list[Cells]:
-    """One `Cells` per size, in growing order."""
+def gather(runs: Sequence[Run], explodes: bool = True) -> list[Cells]:
+    """One `Cells` per size, in growing order. `explodes`: a loss far above those of lower values is a divergence, as of an LR."""
     found = []
     for size in sorted({run.size for run in runs}):
         mine = [run for run in runs if run.size == size]
@@ -122,7 +122,7 @@ def gather(runs: Sequence[Run]) -> list[Cells]:
             loss[i, j] = run.loss
             given_up[i] |= run.status == "stopped"
             diverged[i] |= run.status == "diverged"
-        found.append(Cells(size, x, seeds, exploded(loss), given_up & ~diverged, np.ones(len(x))))
+        found.append(Cells(size, x, seeds, exploded(loss) if explodes else loss, given_up & ~diverged, np.ones(len(x))))
     return found
 
 

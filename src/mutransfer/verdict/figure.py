@@ -12,6 +12,7 @@ import numpy as np
 
 from mutransfer.errors import InputError
 from mutransfer.files import write_whole
+from mutransfer.rows.columns import knob
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,6 +52,8 @@ def draw_curves(verdicts: Mapping[str, Verdict], format: str = "png") -> bytes:
     for axes, (name, verdict) in zip(panels, verdicts.items(), strict=True):
         _curves(axes, name, verdict, low, top)
     panels[0].set_ylabel(next(iter(verdicts.values())).columns["loss"] or "loss")
+    named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(6, len(named)), frameon=False)
     return _bytes(figure, format)
 
 
@@ -80,7 +83,7 @@ def draw_drift(verdicts: Mapping[str, Verdict], format: str = "png") -> bytes:
     axes.set_xticks(sizes, [f"{s:g}" for s in sizes])
     axes.minorticks_off()
     axes.set_xlabel(next(iter(verdicts.values())).columns["size"] or "size")
-    axes.set_ylabel("log2 of the best learning rate")
+    axes.set_ylabel(f"log2 of the best {_knob(next(iter(verdicts.values())))}")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     return _bytes(figure, format)
@@ -141,13 +144,17 @@ def _curves(axes: Axes, name: str, verdict: Verdict, low: float, top: float) -> 
         color=STATUS[verdict.status],
         fontweight="bold",
     )
-    axes.set_xlabel("learning rate")
+    axes.set_xlabel(_knob(verdict))
     ticks = sorted({round(x) for o in sizes for x, _ in o.points})
     ticks = ticks[:: 1 + len(ticks) // 12]
     axes.set_xticks(ticks, [f"$2^{{{t}}}$" for t in ticks])
     axes.set_ylim(low - 0.06 * (top - low), top + 0.03 * (top - low))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="upper center")
+
+
+def _knob(verdict: Verdict) -> str:
+    name = knob(verdict.columns["lr"])
+    return "learning rate" if name == "LR" else name
 
 
 def _colour(position: float) -> tuple[float, float, float, float]:

@@ -86,6 +86,11 @@ def prepare(
         notes.append(f"runs without a result, not counted: {said}")
     if not counted:
         raise InputError(NOTHING)
+    if names.knob(lr_column) != "LR":
+        zero = [pair for pair in counted if number(pair[0].get(lr_column)) == 0]
+        if 0 < len(zero) < len(counted):
+            notes.append(f"{len(zero)} runs with {lr_column} 0 have no place on its logarithmic axis: not counted")
+            counted = [pair for pair in counted if pair not in zero]
     refuse_confounded([row for row, _ in counted], columns, size_column, lr_column, seed_column)
     to_log2 = to_log2_lr(lr_column, [number_in(row, lr_column) for row, _ in counted], notes)
     runs: dict[tuple[float, float, str], Run] = {}

@@ -12,7 +12,7 @@ import numpy as np
 
 from mutransfer.errors import InputError
 from mutransfer.rows.cells import number
-from mutransfer.rows.columns import choose, listed
+from mutransfer.rows.columns import choose, knob, listed
 from mutransfer.rows.read import read
 from mutransfer.verdict.bootstrap import replicate
 from mutransfer.verdict.cells import gather
@@ -20,6 +20,7 @@ from mutransfer.verdict.decide import MARGIN, Evidence, decide
 from mutransfer.verdict.estimate import Estimate
 from mutransfer.verdict.table import Runs, prepare
 from mutransfer.verdict.transfer import Gain, Optimum, Regret, bent, drift, gains, optima, regrets
+from mutransfer.verdict.words import named
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,10 @@ def transfer_verdict(
     level: float = 0.9,
     tolerance: float = 0.01,
 ) -> Verdict:
-    """Does the LR tuned at the smallest size serve the larger ones? One row per run.
+    """Does the LR (or another hyperparameter, named by `lr`) tuned at the smallest size serve the larger ones? One row per run.
 
     rows: dicts, a data frame, the path of a table or of a sweep; columns size (width, depth, …), lr, seed (optional) and loss are found by their
-    names, or named. A diverged run (status, nan, inf, no loss) is a wall. `level`: of all intervals. `tolerance`: the relative regret that is
+    names, or named; lr="noise" judges that column. A diverged run (status, nan, inf, no loss) is a wall. `level`: of all intervals. `tolerance`: the relative regret that is
     acceptable. Independent of the order of rows; deterministic. Raises InputError for a table that cannot be judged.
     """
     _check(level, tolerance)
@@ -149,7 +150,7 @@ def transfer_verdicts(
 
 def judge(runs: Runs, level: float, tolerance: float) -> Verdict:
     """The verdict on prepared runs."""
-    sizes = gather(runs.runs)
+    sizes = gather(runs.runs, explodes=knob(runs.columns["lr"]) == "LR")
     name = str(runs.columns["size"])
     dead = [cells.size for cells in sizes if not cells.finite.any()]
     if dead:
@@ -170,8 +171,8 @@ def judge(runs: Runs, level: float, tolerance: float) -> Verdict:
     if lonely:
         notes.append("a run diverged at an LR below others that did not: look at that run")
     return Verdict(
-        status, tuple(reasons), best, slope, lost, steps, overall, found.sigma, found.noise.dof > 0,
-        tuple(wanted), dict(runs.columns), tuple(notes), level, tolerance,
+        status, tuple(named(reason, runs.columns["lr"]) for reason in reasons), best, slope, lost, steps, overall, found.sigma, found.noise.dof > 0,
+        tuple(wanted), dict(runs.columns), tuple(named(note, runs.columns["lr"]) for note in notes), level, tolerance,
     )  # fmt: skip
 
 

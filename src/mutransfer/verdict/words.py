@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
+
+from mutransfer.rows import columns as names
 
 if TYPE_CHECKING:
     from mutransfer.verdict.estimate import Estimate
@@ -32,8 +35,19 @@ def words(verdict: Verdict) -> str:
         more = len(verdict.next_runs) - SHOWN
         lines.append(f"  to settle it, run: {shown}" + (f"; and {more} more" if more > 0 else ""))
     lines += [f"  note: {note}" for note in verdict.notes]
+    lines = [named(line, verdict.columns["lr"]) for line in lines]
     taken = ", ".join(f"{what} = {column}" for what, column in verdict.columns.items() if column)
     return "\n".join([*lines, f"  columns: {taken}"])
+
+
+def named(text: str, column: str | None) -> str:
+    """The text with the hyperparameter's own name in it where that is not the learning rate."""
+    knob = names.knob(column)
+    return (
+        text
+        if knob == "LR"
+        else re.sub(r"\bLR\b", knob, text.replace("LRs", "values of LR")).replace(" lr 2^", f" {knob} 2^")
+    )
 
 
 def cost(relative: Estimate) -> str:

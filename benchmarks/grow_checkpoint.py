@@ -57,8 +57,8 @@ def make_source(folder: Path, width: int) -> None:
 
 def grow(source: Path, out: Path, width: int) -> None:
     """Grow to this width, as `mutransfer grow --no-verify` does."""
-    from mutransfer.grow.build import grow_plan
-    from mutransfer.grow.files import Growing, open_checkpoint, prepare, write
+    from mutransfer.growth.build import grow_plan
+    from mutransfer.growth.files import Growing, open_checkpoint, prepare, write
 
     checkpoint = open_checkpoint(source, {"width": width})
     planned = grow_plan(checkpoint.small, checkpoint.big, checkpoint.plan)
@@ -131,7 +131,7 @@ def _remove(folder: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 4:
         torch.set_num_threads(1)
-        from mutransfer.grow import build, files  # noqa: F401 # imports are not what is measured
+        from mutransfer.growth import build, files  # noqa: F401 # imports are not what is measured
 
         start = time.perf_counter()
         {"grow": grow, "copy": copy}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

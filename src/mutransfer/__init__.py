@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from mutransfer.check import GridReport as GridReport
     from mutransfer.check import coord_check as coord_check
     from mutransfer.evaluate import evaluate_text as evaluate_text
-    from mutransfer.grow.grow import grow as grow
-    from mutransfer.grow.noise import Noise as Noise
-    from mutransfer.grow.tensors import GrowPlan as GrowPlan
-    from mutransfer.grow.verify import GrowthError as GrowthError
-    from mutransfer.grow.verify import verify_growth as verify_growth
+    from mutransfer.growth.grow import grow as grow
+    from mutransfer.growth.noise import Noise as Noise
+    from mutransfer.growth.tensors import GrowPlan as GrowPlan
+    from mutransfer.growth.verify import GrowthError as GrowthError
+    from mutransfer.growth.verify import verify_growth as verify_growth
     from mutransfer.optimizers import OptimizerFacts as OptimizerFacts
     from mutransfer.optimizers import facts_for as facts_for
     from mutransfer.optimizers import register_optimizer as register_optimizer
@@ -57,11 +57,11 @@ _HOME = {
     "CheckReport": "check",
     "GridReport": "check",
     "evaluate_text": "evaluate",
-    "grow": "grow.grow",
-    "GrowPlan": "grow.tensors",
-    "GrowthError": "grow.verify",
-    "verify_growth": "grow.verify",
-    "Noise": "grow.noise",
+    "grow": "growth.grow",
+    "GrowPlan": "growth.tensors",
+    "GrowthError": "growth.verify",
+    "verify_growth": "growth.verify",
+    "Noise": "growth.noise",
     "fit_curve": "predict",
     "fit_loss": "predict",
     "fit_optimum": "predict",

@@ -63,7 +63,8 @@ def measure(values: Tensor) -> Law:
 
     Uniform values end at √3·std, normal ones go on. Orthogonal and truncated laws read as normal, which has the same size.
     """
-    data = values.detach().double()
+    data = values.detach()
+    data = (torch.view_as_real(data.resolve_conj()) if data.is_complex() else data).double()
     if data.is_meta or data.numel() == 0:
         return UNKNOWN
     low, high = float(data.min()), float(data.max())

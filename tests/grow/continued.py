@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mutransfer.grow.build import grow_plan
-from mutransfer.grow.optimizer import grow_optimizer
-from mutransfer.grow.tensors import GrowPlan
-from mutransfer.grow.weights import grown
+from mutransfer.growth.build import grow_plan
+from mutransfer.growth.optimizer import grow_optimizer
+from mutransfer.growth.tensors import GrowPlan
+from mutransfer.growth.weights import grown
 from tests.growth import base_model, difference, loss, plan_of
 from tests.growth_models import CASES
 

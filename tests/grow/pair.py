@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mutransfer.grow.build import grow_plan
-from mutransfer.grow.optimizer import grow_optimizer
-from mutransfer.grow.tensors import GrowPlan
-from mutransfer.grow.verify import Verification, verify_growth
-from mutransfer.grow.weights import grown
+from mutransfer.growth.build import grow_plan
+from mutransfer.growth.optimizer import grow_optimizer
+from mutransfer.growth.tensors import GrowPlan
+from mutransfer.growth.verify import Verification, verify_growth
+from mutransfer.growth.weights import grown
 from tests.growth import plan_of
 from tests.growth_models import CASES
 

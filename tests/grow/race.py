@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import mutransfer as mt
-from mutransfer.grow import layers
-from mutransfer.grow.axis import AxisMap
-from mutransfer.grow.tensors import GrowPlan
-from mutransfer.grow.weights import grown
+from mutransfer.growth import layers
+from mutransfer.growth.axis import AxisMap
+from mutransfer.growth.tensors import GrowPlan
+from mutransfer.growth.weights import grown
 from mutransfer.plans import Plan
 from tests.grow.models import OPTIMIZERS, PLANNED, SUBJECTS, Batch, Subject, loss, settings_of
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mutransfer.errors import InputError
-from mutransfer.grow.axis import AxisMap
-from mutransfer.grow.maps import declared, parse
+from mutransfer.growth.axis import AxisMap
+from mutransfer.growth.maps import declared, parse
 
 HEADS = AxisMap.product(AxisMap(2, 4), AxisMap(3, 3))
 QKV = AxisMap.join(HEADS, AxisMap.product(AxisMap(1, 2), AxisMap(3, 3)))

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import mutransfer as mt
-from mutransfer.grow.build import grow_plan
-from mutransfer.grow.tensors import GrowPlan
-from mutransfer.grow.trace import NotTraced, feed, trace
-from mutransfer.grow.weights import grown
+from mutransfer.growth.build import grow_plan
+from mutransfer.growth.tensors import GrowPlan
+from mutransfer.growth.trace import NotTraced, feed, trace
+from mutransfer.growth.weights import grown
 from mutransfer.models import gpt_factory, mlp_factory
 from tests.growth import Case, copies, difference, plan_of
 from tests.growth import base_model as small_of

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from mutransfer.cli import main
-from mutransfer.grow import build
-from mutransfer.grow.files import verifying
-from mutransfer.grow.tensors import GrowPlan
+from mutransfer.growth import build
+from mutransfer.growth.files import verifying
+from mutransfer.growth.tensors import GrowPlan
 from mutransfer.models import GPTConfig, MLPConfig, mlp_factory
 from mutransfer.train import RunConfig, load_checkpoint, train
 

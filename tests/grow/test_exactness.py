@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import mutransfer as mt
-from mutransfer.grow import build
+from mutransfer.growth import build
 from mutransfer.plans import Plan, Row
 from tests.grow.models import OPTIMIZERS, SUBJECTS
 from tests.grow.race import Outcome, Pair, difference, grow_on, mup_pair, race, sp_pair

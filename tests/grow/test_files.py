@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 import mutransfer as mt
 from mutransfer.errors import InputError
-from mutransfer.grow.build import grow_plan
-from mutransfer.grow.files import Growing, open_checkpoint, prepare, write
-from mutransfer.grow.files.later import Later
-from mutransfer.grow.files.safetensors import save_safetensors
-from mutransfer.grow.files.safetensors_folder import INDEX, open_weights
-from mutransfer.grow.noise import noise_of
+from mutransfer.growth.build import grow_plan
+from mutransfer.growth.files import Growing, open_checkpoint, prepare, write
+from mutransfer.growth.files.later import Later
+from mutransfer.growth.files.safetensors import save_safetensors
+from mutransfer.growth.files.safetensors_folder import INDEX, open_weights
+from mutransfer.growth.noise import noise_of
 from mutransfer.models import GPTConfig, MLPConfig, mlp_factory
 from mutransfer.train import RunConfig, load_checkpoint, load_run, train
 from mutransfer.train.checkpoint import CHECKPOINT
@@ -63,8 +63,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from mutransfer.grow.build import grow_plan
-from mutransfer.grow.files import Growing, folder, open_checkpoint, prepare, torch_file, write
+from mutransfer.growth.build import grow_plan
+from mutransfer.growth.files import Growing, folder, open_checkpoint, prepare, torch_file, write
 
 source, out = map(Path, sys.argv[1:])
 checkpoint = open_checkpoint(source, {"width": 32})

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mutransfer.errors import InputError
-from mutransfer.grow.files.folder import new_folder
-from mutransfer.grow.files.later import Later
-from mutransfer.grow.files.safetensors import open_safetensors, save_safetensors, shards
-from mutransfer.grow.files.safetensors_folder import INDEX, index_of, open_weights
-from mutransfer.grow.files.torch_file import open_torch, save_torch
+from mutransfer.growth.files.folder import new_folder
+from mutransfer.growth.files.later import Later
+from mutransfer.growth.files.safetensors import open_safetensors, save_safetensors, shards
+from mutransfer.growth.files.safetensors_folder import INDEX, index_of, open_weights
+from mutransfer.growth.files.torch_file import open_torch, save_torch
 
 # ------------------------------------------------------------------ torch's files
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mutransfer.grow.layout import Axis, divide, join, pieces, product, split_any, unify
-from mutransfer.grow.maps import Matching, Unreadable
+from mutransfer.growth.layout import Axis, divide, join, pieces, product, split_any, unify
+from mutransfer.growth.maps import Matching, Unreadable
 
 
 def sizes(axis: Axis) -> list[int]:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import mutransfer as mt
 from mutransfer.errors import InputError
-from mutransfer.grow.axis import AxisMap
-from mutransfer.grow.build import grow_plan
-from mutransfer.grow.noise import KINDS, Noise, NoiseKind, apply_noise, is_gain, noise_of, noisy, noisy_moment
-from mutransfer.grow.optimizer import grow_optimizer
-from mutransfer.grow.tensors import GrowPlan, TensorGrowth
-from mutransfer.grow.ties import tie_warning, tied
-from mutransfer.grow.weights import grown
+from mutransfer.growth.axis import AxisMap
+from mutransfer.growth.build import grow_plan
+from mutransfer.growth.noise import KINDS, Noise, NoiseKind, apply_noise, is_gain, noise_of, noisy, noisy_moment
+from mutransfer.growth.optimizer import grow_optimizer
+from mutransfer.growth.tensors import GrowPlan, TensorGrowth
+from mutransfer.growth.ties import tie_warning, tied
+from mutransfer.growth.weights import grown
 from mutransfer.plans import Row
 from tests.growth import plan_of
 from tests.growth_models import CASES

@@ -11,11 +11,11 @@ from torch import nn
 
 import mutransfer as mt
 from mutransfer.errors import InputError
-from mutransfer.grow.axis import AxisMap
-from mutransfer.grow.build import grow_plan
-from mutransfer.grow.optimizer import grow_optimizer, grow_state_dict
-from mutransfer.grow.state import grown_state, rules_for
-from mutransfer.grow.tensors import GrowPlan, TensorGrowth
+from mutransfer.growth.axis import AxisMap
+from mutransfer.growth.build import grow_plan
+from mutransfer.growth.optimizer import grow_optimizer, grow_state_dict
+from mutransfer.growth.state import grown_state, rules_for
+from mutransfer.growth.tensors import GrowPlan, TensorGrowth
 from mutransfer.optimizers import REGISTRY
 from tests.grow.continued import (
     BFLOAT,

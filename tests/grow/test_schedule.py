@@ -12,10 +12,10 @@ from torch.optim import lr_scheduler as schedules
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
 from mutransfer.errors import InputError
-from mutransfer.grow.optimizer import grow_optimizer
-from mutransfer.grow.schedule import grow_average, grow_scheduler
-from mutransfer.grow.tensors import GrowPlan
-from mutransfer.grow.weights import grown
+from mutransfer.growth.optimizer import grow_optimizer
+from mutransfer.growth.schedule import grow_average, grow_scheduler
+from mutransfer.growth.tensors import GrowPlan
+from mutransfer.growth.weights import grown
 from tests.grow.continued import grow_weights, pair
 from tests.growth import difference, loss
 from tests.growth_models import CASES

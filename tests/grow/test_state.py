@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from mutransfer.errors import InputError
-from mutransfer.grow.axis import AxisMap
-from mutransfer.grow.optimizer import grow_optimizer
-from mutransfer.grow.state import RULES, Rule, grown_state, inexact_reason, rules_for
-from mutransfer.grow.tensors import GrowPlan, TensorGrowth
-from mutransfer.grow.weights import dup
+from mutransfer.growth.axis import AxisMap
+from mutransfer.growth.optimizer import grow_optimizer
+from mutransfer.growth.state import RULES, Rule, grown_state, inexact_reason, rules_for
+from mutransfer.growth.tensors import GrowPlan, TensorGrowth
+from mutransfer.growth.weights import dup
 from tests.grow.continued import BFLOAT, EPS, OPTIMIZERS, RELATIVE, TOLERANCE, departure, own, pair, same, trained
 
 
@@ -62,7 +62,7 @@ def test_every_rule_of_the_table_is_needed(facts: str, key: str, monkeypatch: py
 
 
 def test_a_counter_at_zero_leaves_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mutransfer.grow.state._counter", lambda value, *_: torch.zeros_like(value))
+    monkeypatch.setattr("mutransfer.growth.state._counter", lambda value, *_: torch.zeros_like(value))
     assert min(departure(name) for name in ("adam", "nadam", "adagrad")) > 1e-4
 
 

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mutransfer.errors import InputError
-from mutransfer.grow.axis import AxisMap
-from mutransfer.grow.build import grow_plan
-from mutransfer.grow.optimizer import grow_optimizer
-from mutransfer.grow.tensors import GrowPlan
-from mutransfer.grow.verify import GrowthError, verify_growth
-from mutransfer.grow.weights import grown
+from mutransfer.growth.axis import AxisMap
+from mutransfer.growth.build import grow_plan
+from mutransfer.growth.optimizer import grow_optimizer
+from mutransfer.growth.tensors import GrowPlan
+from mutransfer.growth.verify import GrowthError, verify_growth
+from mutransfer.growth.weights import grown
 from tests.grow.pair import SETTINGS, Pair, cross_entropy, load, pair
 
 

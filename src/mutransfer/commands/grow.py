@@ -11,9 +11,9 @@ from tyro.conf import Positional, arg
 from mutransfer.errors import InputError
 
 if TYPE_CHECKING:
-    from mutransfer.grow.files.checkpoint import Checkpoint
-    from mutransfer.grow.files.growing import Growing
-    from mutransfer.grow.tensors import GrowPlan
+    from mutransfer.growth.files.checkpoint import Checkpoint
+    from mutransfer.growth.files.growing import Growing
+    from mutransfer.growth.tensors import GrowPlan
 
 FAILED = 1
 TIED = "without noise the copies stay equal for ever, and the big model trains as the small one: give --noise 0.05"
@@ -86,11 +86,11 @@ class Grow:
     def run(self) -> int:
         """Plan, verify, write. Returns 0, or 1 when the grown model is not the small one (then nothing is written)."""
         from mutransfer.commands.output import require_file, show_json
-        from mutransfer.grow.files.folder import require_new
-        from mutransfer.grow.files.growing import Growing
-        from mutransfer.grow.files.verifying import Verdict, verify
-        from mutransfer.grow.files.write import prepare, write
-        from mutransfer.grow.noise import noise_of
+        from mutransfer.growth.files.folder import require_new
+        from mutransfer.growth.files.growing import Growing
+        from mutransfer.growth.files.verifying import Verdict, verify
+        from mutransfer.growth.files.write import prepare, write
+        from mutransfer.growth.noise import noise_of
 
         noise = noise_of(self.noise)
         if self.out is None and not self.plan_only and self.against is None:
@@ -145,8 +145,8 @@ class Grow:
     def _verified(self, checkpoint: Checkpoint, growing: Growing) -> int:
         from mutransfer.cli import FAILS, HOLDS, INCONCLUSIVE
         from mutransfer.commands.output import show_json
-        from mutransfer.grow.files.open import weights_of
-        from mutransfer.grow.files.verifying import verify
+        from mutransfer.growth.files.open import weights_of
+        from mutransfer.growth.files.verifying import verify
 
         assert self.against is not None
         verdict = verify(checkpoint, growing, weights_of(self.against, checkpoint.big))
@@ -165,7 +165,7 @@ class Grow:
 
     def _open(self) -> Checkpoint:
         from mutransfer.commands.user_code import find_function, pairs
-        from mutransfer.grow.files import open_checkpoint
+        from mutransfer.growth.files import open_checkpoint
         from mutransfer.plans import Plan
 
         to, base = pairs(self.to, "--to"), pairs(self.from_, "--from")
@@ -188,7 +188,7 @@ class Grow:
         return {name: value for name, value in options.items() if value is not None}
 
     def _grow_plan(self, checkpoint: Checkpoint) -> GrowPlan:
-        from mutransfer.grow.build import grow_plan
+        from mutransfer.growth.build import grow_plan
 
         return grow_plan(
             checkpoint.small, checkpoint.big, checkpoint.plan, batch=checkpoint.call(), maps=_maps(self.maps), uneven=self.uneven,

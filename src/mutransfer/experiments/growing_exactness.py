@@ -105,7 +105,7 @@ def measure(case: Case, optimizer: str, seed: int = 0) -> dict[str, Any]:
     """The largest differences of a model grown after `BEFORE` steps: at the start, and over all steps, and where."""
     import torch
 
-    from mutransfer.grow.grow import grow
+    from mutransfer.growth.grow import grow
 
     name, settings = OPTIMIZERS[optimizer]
     with torch.random.fork_rng(devices=[]):

@@ -85,7 +85,7 @@ def check(config: RunConfig) -> None:
 
 def noise_words(config: RunConfig) -> Any:
     """The noise as `mutransfer.grow` takes it: the size with the words of `grow_noise_kind`."""
-    from mutransfer.grow.noise import noise_of
+    from mutransfer.growth.noise import noise_of
 
     kind = config.grow_noise_kind
     return noise_of(f"{kind}:{config.grow_noise!r}" if isinstance(kind, str) and kind else config.grow_noise)
@@ -161,8 +161,8 @@ def grow_from(run: Run, config: RunConfig, cache: Path | None, resume: bool) -> 
 
 def check_growing(run: Run, small: Run) -> None:
     """Raise InputError where the small model cannot become the big one; before it is trained."""
-    from mutransfer.grow.build import grow_plan
-    from mutransfer.grow.grow import relative_plan
+    from mutransfer.growth.build import grow_plan
+    from mutransfer.growth.grow import relative_plan
 
     relative = relative_plan(small.model, run.model, small.optimizer, _plan(run))
     grow_plan(small.model, run.model, relative, batch=((run.task.batch(0)[0],), {}), depth=_depth(run))
@@ -174,7 +174,7 @@ def start(run: Run, small: Run) -> None:
     Outputs and gradients are compared on the run's first batch before the noise (GrowthError where they differ). Under `sp` the weights and
     the state are the same as under μP, of which the function is kept; only the rates that follow are the standard ones.
     """
-    from mutransfer.grow.grow import grow
+    from mutransfer.growth.grow import grow
     from mutransfer.optimizers.classes import ready
 
     config = run.config

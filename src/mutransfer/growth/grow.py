@@ -1,0 +1,498 @@
+"""`mutransfer.grow`: the big model and its optimizer, started from the small one's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mutransfer import hooks
+from mutransfer.build import plan as make_plan
+from mutransfer.check.build import own_randomness
+from mutransfer.check.feed import materialise as materialised
+from mutransfer.errors import InputError
+from mutransfer.growth.build import RANDOM, Maps, grow_plan
+from mutransfer.growth.depth import DepthMode
+from mutransfer.growth.material import full, materialise, shard_state, write
+from mutransfer.growth.noise import Noise, apply_noise, noise_of, noisy_moment
+from mutransfer.growth.optimizer import State, grow_optimizer
+from mutransfer.growth.state import Declared, inexact_reason
+from mutransfer.growth.tensors import GrowPlan
+from mutransfer.growth.ties import tie_warning
+from mutransfer.growth.trace import Feed, feed
+from mutransfer.growth.verify import Verification, verify_growth
+from mutransfer.growth.weights import grown
+from mutransfer.hooks import Hook
+from mutransfer.optimizers import facts_for
+from mutransfer.plans import Plan
+from mutransfer.sample import Call, calls
+from mutransfer.shapes import clean, compare_with_stacks, parameters_of
+
+STEPS = 3
+"""Training steps that `grow` verifies where it has the user's batches and both optimizers."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was done: the grow plan, what the verification found (None: it could not run), noise and seed, and notes.
+
+    `scheduler` and `average` are the grown LR schedule and weight average, where they were handed over.
+    """
+
+    plan: GrowPlan
+    verification: Verification | None
+    noise: Noise
+    seed: int
+    notes: tuple[str, ...]
+    scheduler: Any = None
+    average: Any = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the big model trains as the small one: the plan says so for every tensor, and nothing that was compared says otherwise."""
+        return self.plan.exact and (self.verification is None or self.verification.ok)
+
+    def __str__(self) -> str:
+        lines = [f"noise {self.noise}, seed {self.seed}" if self.noise else "no noise"]
+        lines.append("not verified" if self.verification is None else str(self.verification))
+        return "\n".join([*lines, *(f"· {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class Grown:
+    """`big, big_opt, record = grow(…)`: the big model, its optimizer (None where none was given), and the record."""
+
+    model: nn.Module
+    optimizer: Any
+    record: Record
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.optimizer, self.record))
+
+
+def grow(
+    model: nn.Module,
+    optimizer: Any = None,
+    *,
+    to: nn.Module,
+    noise: float | str | Noise = 0.0,
+    seed: int = 0,
+    plan: Plan | None = None,
+    scheduler: Any = None,
+    average: Any = None,
+    batches: Any = None,
+    loss: Any = None,
+    steps: int | None = None,
+    clip: Any = None,
+    depth: DepthMode = "identity",
+    uneven: bool = False,
+    maps: Maps | None = None,
+    axes: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
+    branch_out: Sequence[str] = (),
+    head_size: tuple[int, int] | None = None,
+    fused: Mapping[str, int | Sequence[int]] | None = None,
+    multipliers: Mapping[str, float] | None = None,
+    optimizer_state: State = "copy",
+    state_rules: Mapping[str, Declared] | None = None,
+    verify: bool | Literal["report"] = True,
+    save: str | Path | None = None,
+    show: bool = True,
+) -> Grown:
+    """Start `to`, a module of a larger shape, from `model`: `big, big_opt, record = grow(model, opt, to=big)`.
+
+    Every unit of a growing axis is copied k-fold, `W' = s·dup(W)` with `s = 1/(a·c)`, and the optimizer's state with it, so that the big
+    model computes the small one's function, and under the rates of the plan trains as it for ever (theory §6): pass the *same* base lr,
+    decay and eps on. `noise` (σ, or as `Noise`) breaks the tie between copies. The small model and optimizer are not changed; `to` is
+    written in place, on its own device (from the meta device: on torch's default one).
+
+    `plan`: one from the small model to the big, or the one from your base to the big (its multipliers are then attached); without it the
+    absorbed μP plan from small to big, which leaves the forward as it is and holds whatever parametrized the small model. `optimizer` may be
+    a list. `scheduler` and `average` (an EMA) go on as `record.scheduler`, `record.average`. `depth` says what new blocks are: "identity"
+    (they add nothing at the start), "interleave" or "append" (copies). `uneven` allows multiples that are not whole: the function is kept
+    where it can be, the path is not. `maps` declares axes, {"*.qkv.weight": {0: "3×[4→8·16]"}}, as the plan prints them; `axes`, `roles`,
+    `branch_out`, `head_size` and `fused` are those of `mutransfer.plan`. `multipliers` go on the outputs of the big model's modules: what
+    undoes a factor of its own code that depends on the size (T5's logits × 1/√d_model), {"lm_head": 2**0.5} for twice the width.
+
+    Before anything is done the grow plan is printed (`show`) and saved (`save`). `verify` compares outputs, gradients and, on `batches` with
+    `loss(model, batch)`, `steps` training steps (`clip`: the threshold of the invariant clipping norm) before the noise; "report" leaves
+    the outcome in `record.verification`, True raises GrowthError where something departs.
+    Raises InputError for what cannot be grown, naming the tensor, the shapes and the line to write.
+    """
+    wanted = noise_of(noise)
+    given, model, to = to, bare(model), bare(to)
+    _check(model, to, seed, plan, save, state_rules, maps, multipliers, steps, verify, uneven)
+    listed = None if batches is None else materialised(batches, max(1, STEPS if steps is None else steps))
+    with own_randomness():
+        reading = dict(axes=axes, roles=roles, branch_out=branch_out, head_size=head_size, fused=fused)
+        relative = relative_plan(model, to, optimizer, plan, **reading)
+        feeds = [] if listed is None else _feeds(listed[0], loss)
+        made = grow_plan(model, to, relative, feeds=feeds, maps=maps, uneven=uneven, depth=depth, branch_out=branch_out)
+        made = _with_optimizer_notes(made, optimizer)
+        if save is not None:
+            made.save(save)
+        if show:
+            print(made)
+        notes = [*attach(model, to, relative, plan, multipliers)]
+        materialise(to, made)
+        fill(model, to, made)
+        big_optimizer = None
+        if optimizer is not None:
+            big_optimizer = grow_optimizer(optimizer, model, to, made, state=optimizer_state, state_rules=state_rules)
+            shard_state(big_optimizer)
+        schedule = None if scheduler is None else _schedule(scheduler, optimizer, big_optimizer, model, made)
+        mean = None if average is None else _average(average, to, made)
+        found: Verification | None = None
+        if verify:
+            found, more = _verified(model, to, made, listed, loss, optimizer, big_optimizer, steps, clip)
+            notes += more
+            if found is not None and not found.ok and verify is not True:
+                notes.append("the verification failed: the big model is not the small one")
+        if found is None or found.ok or verify is not True:
+            notes += _noise(wanted, made, to, big_optimizer, seed)
+            if wanted.preserving and wanted.size and found is not None and found.ok:
+                found, _ = _verified(model, to, made, listed, loss, None, None, 0, None, outputs_only=True)
+            same = (found is None or found.ok) and RANDOM not in made.notes
+            if not wanted and same and (warning := tie_warning(to, made, optimizer=_one(big_optimizer))):
+                notes.append(warning)
+    record = Record(made, found, wanted, seed, tuple(dict.fromkeys(notes)), schedule, mean)
+    if show:
+        print(record)
+    if found is not None and not found.ok and verify is True:
+        found.raise_if_wrong()
+    return Grown(given, big_optimizer, record)
+
+
+def bare(model: Any) -> Any:
+    """The user's own module inside DistributedDataParallel, DataParallel and torch.compile; its tensors are the same."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        else:
+            return model
+
+
+def _check(
+    model: Any,
+    to: Any,
+    seed: Any,
+    plan: Any,
+    save: Any,
+    state_rules: Any,
+    maps: Any,
+    multipliers: Any,
+    steps: Any,
+    verify: Any,
+    uneven: Any,
+) -> None:
+    if not isinstance(model, nn.Module) or not isinstance(to, nn.Module):
+        raise InputError("grow(model, optimizer, to=big_model): both models are nn.Module")
+    if isinstance(model, torch.jit.ScriptModule) or isinstance(to, torch.jit.ScriptModule):
+        raise InputError("a scripted model cannot be traced: give the nn.Module that it was made from")
+    if model is to or {id(p) for p in model.parameters()} & {id(p) for p in to.parameters()}:
+        raise InputError("to= shares tensors with the small model: build a module of its own")
+    if type(seed) is not int:
+        raise InputError(f"seed={seed!r}: write a whole number")
+    if plan is not None and not isinstance(plan, Plan):
+        raise InputError(f"plan={plan!r:.60}: give a plan that mt.plan made, or leave it out")
+    if save is not None and not isinstance(save, str | Path):
+        raise InputError(f"save={save!r}: write the path of a file, such as 'grow.json'")
+    if steps is not None and (type(steps) is not int or steps < 0):
+        raise InputError(f"steps={steps!r}: write how many training steps to compare, 0 or more")
+    if verify not in (True, False, "report"):
+        raise InputError(f"verify={verify!r}: write True, False or 'report'")
+    if not isinstance(uneven, bool):
+        raise InputError(f"uneven={uneven!r}: write True or False")
+    for option, value, example in (
+        ("state_rules", state_rules, "{'momentum': 1}"),
+        ("maps", None if isinstance(maps, str) else maps, "{'*.qkv.weight': {0: '3×[4→8·16]'}}"),
+        ("multipliers", multipliers, "{'lm_head': 1.4142}"),
+    ):
+        if value is not None and not isinstance(value, Mapping):
+            raise InputError(f"{option}={value!r:.60}: write a mapping, such as {option}={example}")
+
+
+# ------------------------------------------------------------------ the plan
+
+
+def relative_plan(
+    small: nn.Module, big: nn.Module, optimizer: Any = None, plan: Plan | None = None, **reading: Any
+) -> Plan:
+    """The plan from the small model to the big one: the given one, or made with the same recipe, placement and optimizers.
+
+    `reading` are the options of `mutransfer.plan` that answer what shapes leave open: axes, roles, branch_out, head_size, fused.
+    """
+    if plan is not None:
+        plan.named(big)
+        if plan.standard:
+            raise InputError(
+                f"plan: recipe {plan.recipe!r} scales nothing, and copies need rates of their own: leave plan= out"
+            )
+        shapes = {p.name: p.shape for p in parameters_of(small).values()}
+        if all(shapes.get(row.base_name) == row.base_shape for row in plan.rows):
+            return plan
+    recipe: Any = "mup" if plan is None or plan.parametrization is None else plan.parametrization
+    placement = "absorbed" if plan is None else plan.placement
+    return make_plan(
+        big, base=small, optimizer=_optimizers(small, big, optimizer), recipe=recipe, placement=placement, **reading
+    )
+
+
+def _optimizers(small: nn.Module, big: nn.Module, optimizer: Any) -> Any:
+    """What `mutransfer.plan` takes as its optimizer: one, or one by tensor of the big model."""
+    if optimizer is None:
+        return "adamw"
+    every = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    parts = [part for one in every for part in getattr(one, "parts", [one])]
+    names = {id(p.module._parameters[p.attribute]): name for name, p in parameters_of(small).items()}
+    of: dict[str, Any] = {}
+    for part in parts:
+        if not isinstance(part, torch.optim.Optimizer):
+            raise InputError(
+                f"a {type(part).__name__} is no optimizer: give the torch optimizer that trains the small model"
+            )
+        facts = facts_for(part)
+        whole: Any = type(part) if facts_for(type(part)) == facts else facts
+        for group in part.param_groups:
+            for p in group["params"]:
+                if id(p) in names:
+                    of[names[id(p)]] = group["optimizer"] if "base" in group else whole
+    if len({repr(one) for one in of.values()}) == 1 and len(of) == len(names):
+        return next(iter(of.values()))
+    shapes, _ = compare_with_stacks(small, big, strict=False)
+    return {shape.name: of.get(shape.base_name, "adamw") for shape in shapes}
+
+
+def attach(
+    small: nn.Module, big: nn.Module, relative: Plan, plan: Plan | None, more: Mapping[str, float] | None = None
+) -> list[str]:
+    """Give the big model the multipliers that its function needs: the small model's own, times those of the plan.
+
+    Raises InputError where it carries others already.
+    """
+    ours = {(hook.module, hook.where): hook for hook in hooks.attached(big)}
+    theirs = {(hook.module, hook.where): hook.factor for hook in hooks.attached(small)}
+    sources = {row.name.rpartition(".")[0]: row.base_name.rpartition(".")[0] for row in relative.rows}
+    due: dict[tuple[str, Any], Hook] = {(hook.module, hook.where): hook for hook in relative.hooks}
+    for path in dict.fromkeys([*(p for p, _ in due), *sources, *(p for p, _ in theirs)]):
+        for where in ("input", "output"):
+            inherited = theirs.get((sources.get(path, path), where), 1.0)
+            known = due.get((path, where))
+            if inherited != 1.0:
+                factor = inherited * (known.factor if known else 1.0)
+                reason = known.reason if known else "the small model's own"
+                due[path, where] = Hook(path, where, factor, reason)
+    for path, factor in (more or {}).items():
+        if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 < abs(factor) < math.inf:
+            raise InputError(f"multipliers={{{path!r}: {factor!r}}}: write a number")
+        known = due.get((path, "output"))
+        due[path, "output"] = Hook(path, "output", factor * (known.factor if known else 1.0), "given")
+    for key, hook in due.items():
+        present = ours.pop(key, None)
+        if present is not None and abs(present.factor / hook.factor - 1) > 1e-6:
+            raise InputError(f"module {hook.module!r} of the big model carries ×{present.factor:g} where growing needs "
+                             f"×{hook.factor:g}: give a model without hooks, or the plan= that they come from")  # fmt: skip
+        if present is not None:
+            due[key] = present
+    for (path, _), hook in ours.items():
+        if hook.factor != 1.0:
+            raise InputError(f"module {path!r} of the big model carries ×{hook.factor:g}, which the small model does not: "
+                             f"give the plan= that it comes from, or a model without hooks")  # fmt: skip
+    wanted = tuple(hook for hook in due.values() if abs(hook.factor - 1) > 1e-12)
+    if plan is not None:  # its own hooks, so that plan.verify finds them
+        own = {(hook.module, hook.where): hook for hook in plan.hooks}
+        wanted = tuple(own.get((h.module, h.where), h) if (h.module, h.where) in own and abs(own[h.module, h.where].factor / h.factor - 1) < 1e-9 else h for h in wanted)  # fmt: skip
+    hooks.attach(big, wanted)
+    if not wanted:
+        return []
+    first = wanted[0]
+    return [f"{len(wanted)} multipliers are carried by hooks of the big model ({first.module}: ×{first.factor:g}): save them with it by "
+            f"calling record.plan.plan.attach(model) after loading"]  # fmt: skip
+
+
+def _with_optimizer_notes(made: GrowPlan, optimizer: Any) -> GrowPlan:
+    if optimizer is None:
+        return made
+    every = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    reasons = [inexact_reason(part) for one in every for part in getattr(one, "parts", [one])]
+    return dataclasses.replace(made, notes=tuple(dict.fromkeys([*made.notes, *(r for r in reasons if r)])))
+
+
+# ------------------------------------------------------------------ applying
+
+
+def fill(small: nn.Module, big: nn.Module, made: GrowPlan) -> None:
+    """Write every tensor of the big model that the grow plan names."""
+    sources = tensors_of(small)
+    targets = tensors_of(big)
+    with torch.no_grad():
+        for growth in made.tensors:
+            source, target = sources[growth.source], targets[growth.name]
+            write(target, grown(growth, source.detach()))
+            if isinstance(target, nn.Parameter) and target.requires_grad != source.requires_grad:
+                target.requires_grad_(source.requires_grad)  # what is frozen stays frozen
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by their names in the user's own model (wrappers' prefixes dropped)."""
+    found = {name: p.module._parameters[p.attribute] for name, p in parameters_of(model).items()}
+    tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
+    buffers = {clean(name): b for name, b in model.named_buffers(remove_duplicate=False)}
+    return {**buffers, **tensors}
+
+
+def _feeds(first: Any, loss: Any) -> list[Feed]:
+    """Ways to run a forward pass on the user's first batch: his own loss; the batch as an argument; its parts."""
+    ways: list[Feed] = [] if loss is None else [(first, lambda model, batch: loss(model, batch))]
+    if isinstance(first, tuple | list) and first:
+        ways += [feed((tuple(first[: n or None]), {})) for n in (1, 0)]
+    if isinstance(first, Mapping):
+        inputs = {k: v for k, v in first.items() if k not in ("labels", "label", "y", "target", "targets")}
+        ways += [feed(((), dict(first))), feed(((), inputs))]
+    return [*ways, feed(((first,), {}))]
+
+
+def guessed_batch(model: nn.Module) -> Call | None:
+    """Arguments that the model's forward accepts, found by trying; None where none were. The model runs without gradients."""
+    training = {m: m.training for m in model.modules()}
+    try:
+        model.eval()
+        place = next((p.device for p in model.parameters()), torch.device("cpu"))
+        kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        for args, kwargs in calls(model):
+            moved = _cast(_distinct(args), place, kind), _cast(kwargs, place, kind)
+            try:
+                with torch.no_grad():
+                    model(*moved[0], **moved[1])
+            except Exception:  # not an input that this forward accepts
+                continue
+            return moved
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return None
+
+
+def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Guesses give every argument the same tensor: two inputs whose difference counts would look alike."""
+    seen: set[int] = set()
+    made = []
+    for value in args:
+        again = isinstance(value, Tensor) and id(value) in seen
+        seen.add(id(value))
+        made.append(
+            torch.randn_like(value) if again and value.is_floating_point() else value.flip(-1) if again else value
+        )
+    return tuple(made)
+
+
+def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, Mapping):
+        return {key: _cast(item, device, dtype) for key, item in value.items()}
+    return type(value)(_cast(item, device, dtype) for item in value) if isinstance(value, tuple | list) else value
+
+
+def guessed_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Mean squares of everything that comes out: the same for equal copies of any output."""
+    args, kwargs = batch
+    found = [out.square().mean() for out in _outputs(model(*args, **kwargs))]
+    return torch.stack([value.double() if value.dtype.itemsize < 4 else value for value in found]).sum()
+
+
+def _outputs(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
+        value = vars(value)
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return [out for item in items for out in _outputs(item)]
+
+
+def _verified(
+    small: nn.Module, big: nn.Module, made: GrowPlan, batches: Any, loss: Any, optimizer: Any, big_optimizer: Any,
+    steps: int | None, clip: Any, outputs_only: bool = False,
+) -> tuple[Verification | None, list[str]]:  # fmt: skip
+    if batches is None:
+        guess = guessed_batch(small)
+        if guess is None:
+            return None, ["not verified: the model takes none of the guessed inputs; give batches= (and loss=)"]
+        batches, loss = [guess], guessed_loss
+        note = ["verified on guessed inputs; batches= and loss= verify on yours, and training steps with them"]
+        steps = 0 if steps is None else steps
+    else:
+        note = []
+    count = (STEPS if optimizer is not None else 0) if steps is None else steps
+    pair = (optimizer, big_optimizer) if count else (None, None)
+    return verify_growth(
+        small,
+        big,
+        made,
+        batches,
+        loss,
+        optimizer=pair[0],
+        big_optimizer=pair[1],
+        steps=count,
+        clip=clip,
+        outputs_only=outputs_only,
+    ), note
+
+
+def _noise(noise: Noise, made: GrowPlan, big: nn.Module, optimizer: Any, seed: int) -> list[str]:
+    if not noise:
+        return []
+    tensors = tensors_of(big)
+    whole = {t.name: full(tensors[t.name]) for t in made.tensors if t.row is not None}
+    notes = [*apply_noise(noise, made, lambda name: whole[name], seed)]
+    every = [] if optimizer is None else optimizer if isinstance(optimizer, list) else [optimizer]
+    with torch.no_grad():
+        for growth in made.tensors:
+            if growth.row is None:
+                continue
+            if whole[growth.name] is not tensors[growth.name]:  # sharded
+                write(tensors[growth.name], whole[growth.name])
+            states = [one.state.get(tensors[growth.name], {}) for one in every] if noise.moments else []
+            for key, value in ((k, v) for state in states for k, v in state.items() if isinstance(v, Tensor)):
+                write(value, noisy_moment(noise, growth, full(value), key, seed, made.plan[growth.row]))
+    return notes
+
+
+def _one(optimizer: Any) -> Any:
+    return (
+        optimizer[0]
+        if isinstance(optimizer, list) and len(optimizer) == 1
+        else None
+        if isinstance(optimizer, list)
+        else optimizer
+    )
+
+
+def _schedule(scheduler: Any, optimizer: Any, big_optimizer: Any, small: nn.Module, made: GrowPlan) -> Any:
+    from mutransfer.growth.schedule import grow_scheduler
+
+    if big_optimizer is None:
+        raise InputError(
+            "scheduler= goes with the optimizer that it drives: grow(model, optimizer, to=big, scheduler=…)"
+        )
+    if isinstance(big_optimizer, list):
+        driven = getattr(scheduler, "optimizer", None)
+        place = next((i for i, one in enumerate(optimizer) if one is driven), None)
+        if place is None:
+            raise InputError("scheduler= drives none of the optimizers given")
+        big_optimizer = big_optimizer[place]
+    return grow_scheduler(scheduler, big_optimizer, small, made)
+
+
+def _average(average: Any, big: nn.Module, made: GrowPlan) -> Any:
+    from mutransfer.growth.schedule import grow_average
+
+    return grow_average(average, big, made)

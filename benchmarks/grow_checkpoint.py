@@ -24,7 +24,7 @@ from mutransfer.build import plan
 from mutransfer.models import GPTConfig
 from mutransfer.train import RunConfig, make_scheduler
 from mutransfer.train.checkpoint import CHECKPOINT, rng_state, save_checkpoint
-from mutransfer.train.loop import _make_optimizer
+from mutransfer.train.loop import make_optimizer
 
 BLOCK = 1 << 24  # bytes read or written at once
 TIME, MEMORY = 3.0, 1.3  # what it must reach
@@ -37,7 +37,7 @@ def make_source(folder: Path, width: int) -> None:
     )  # fmt: skip
     made = plan(config.make_model, base=config.base, target=config.target)
     model = config.make_model()
-    optimizer = _make_optimizer(config, made, model)
+    optimizer = make_optimizer(config, made, model)
     scheduler = make_scheduler(optimizer, steps=config.steps, warmup=config.warmup)
     for p in model.parameters():
         optimizer.state[p] = {

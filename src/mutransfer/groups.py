@@ -136,7 +136,7 @@ def _layout(plan: Plan, row: Row, own: bool) -> dict[str, Any]:
 
 def _scaled(plan: Plan, row: Row, base: Mapping[str, Any], coupled: bool | None, own: bool) -> dict[str, float | None]:
     """The base's settings times the row's ratios; None where the optimizer has no such setting."""
-    ratios, native = row.ratios, 1.0 if own else _native_factor(plan, row)
+    ratios, native = row.ratios, 1.0 if own else native_factor(plan, row)
     is_coupled = plan.facts[row.optimizer].decay == "coupled" if coupled is None else coupled
     factors = {
         "lr": ratios.lr * native,
@@ -149,7 +149,7 @@ def _scaled(plan: Plan, row: Row, base: Mapping[str, Any], coupled: bool | None,
     return {key: None if base[key] is None or factor is None else base[key] * factor for key, factor in factors.items()}
 
 
-def _native_factor(plan: Plan, row: Row) -> float:
+def native_factor(plan: Plan, row: Row) -> float:
     """torch's Muon always multiplies by √max(1, rows/columns): divide it out where the plan asks for another scaling."""
     facts = plan.facts[row.optimizer]
     if facts.kind != "matrix" or facts.norm not in ("1", "√(out/in)") or not _is_torch_muon(plan, row.optimizer):

@@ -254,3 +254,14 @@ def test_a_grown_checkpoint_is_compared_with_the_small_one_later(
         assert main(["grow", *plain, "--against", wrong]) == 2
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1
+
+
+def test_a_grown_run_keeps_where_it_comes_from_and_counts_what_each_size_cost(folder: Path) -> None:
+    assert main(["grow", "run", "--to", "width=32", "--noise", "0.1", "--out", "big"]) == 0
+    grown = load_checkpoint(folder / "big" / "checkpoint.pt")
+    result = train(grown["config"], folder=folder / "big")
+    again = load_checkpoint(folder / "big" / "checkpoint.pt")
+    assert again["grown"] == grown["grown"] and len(again["grown"]) == 1
+    small = train(replace(RUN, steps=4), folder=folder / "finished").flops
+    whole = train(replace(RUN, model=MLPConfig(width=32, depth=1)), folder=folder / "scratch").flops
+    assert result.flops == small + whole / 2  # four of eight updates at each width

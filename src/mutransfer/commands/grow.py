@@ -179,10 +179,10 @@ class Grow:
         )  # fmt: skip
 
     def _planning(self) -> dict[str, Any]:
-        from mutransfer.commands.plan import _patterns
+        from mutransfer.commands.plan import patterns
 
         options = {
-            "optimizer": self.optimizer, "axes": _patterns(self.axes, "--axes"), "roles": _patterns(self.roles, "--roles"),
+            "optimizer": self.optimizer, "axes": patterns(self.axes, "--axes"), "roles": patterns(self.roles, "--roles"),
             "head_size": self.head_size,
         }  # fmt: skip
         return {name: value for name, value in options.items() if value is not None}

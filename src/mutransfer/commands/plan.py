@@ -91,13 +91,13 @@ class Plan:
         if self.split:
             if optimizer is not None:
                 raise InputError(f"--split and --optimizer {optimizer}: write one of them")
-            optimizer = {key: _optimizer(name) for key, name in (_patterns(self.split, "--split") or {}).items()}
+            optimizer = {key: _optimizer(name) for key, name in (patterns(self.split, "--split") or {}).items()}
         elif optimizer is not None:
             optimizer = _optimizer(optimizer)
         made = plan(
             make, base=base, target=target, optimizer=optimizer, recipe=self.recipe, mode=self.mode,  # pyright: ignore[reportArgumentType] (checked by plan)
-            placement=self.placement, fallback=self.fallback, axes=_patterns(self.axes, "--axes"),
-            roles=_patterns(self.roles, "--roles"), branch_out=self.branch_out, head_size=self.head_size,
+            placement=self.placement, fallback=self.fallback, axes=patterns(self.axes, "--axes"),
+            roles=patterns(self.roles, "--roles"), branch_out=self.branch_out, head_size=self.head_size,
             fused=_sizes(self.fused),
             density=self.density, batch=self.batch, tokens=self.tokens, steps=self.steps, duration=self.duration,
         )  # fmt: skip
@@ -110,7 +110,7 @@ class Plan:
         return 0
 
 
-def _patterns(words: tuple[str, ...], option: str) -> dict[str, str] | None:
+def patterns(words: tuple[str, ...], option: str) -> dict[str, str] | None:
     values = {}
     for word in words:
         pattern, equals, text = word.rpartition("=")
@@ -128,7 +128,7 @@ def _optimizer(name: str) -> Any:
 
 def _sizes(words: tuple[str, ...]) -> dict[str, int | tuple[int, ...]] | None:
     found: dict[str, int | tuple[int, ...]] = {}
-    for pattern, text in (_patterns(words, "--fused") or {}).items():
+    for pattern, text in (patterns(words, "--fused") or {}).items():
         numbers = text.split(",")
         if not all(number.strip().isdecimal() for number in numbers):
             raise InputError(

@@ -222,8 +222,8 @@ class _Builder:
             alike = _alpha(row, self.plan) != 1.0
             return replace(made, inexact=made.inexact or ("repeated; as 1/L" if alike else "repeated"))
         is_end = row.name in self.blocks.ends
-        if block in self.blocks.new and is_end:
-            return replace(made, fresh="zero")
+        if block in self.blocks.new:  # what no gradient reaches yet has no moments
+            return replace(made, fresh="zero" if is_end else "new", inexact="")
         scale = made.scale / (_alpha(row, self.plan) if is_end else 1.0)
         entries = math.prod(m.factor for m in made.maps)
         gradient = 1 / (scale * entries)

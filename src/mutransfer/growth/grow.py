@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,18 +134,22 @@ def grow(
         relative = relative_plan(model, to, optimizer, plan, **reading)
         feeds = [] if listed is None else _feeds(listed[0], loss)
         made = grow_plan(model, to, relative, feeds=feeds, maps=maps, uneven=uneven, depth=depth, branch_out=branch_out)
-        made = _with_optimizer_notes(made, optimizer)
+        made = replace(
+            _with_optimizer_notes(made, optimizer), hooks=multiplier_hooks(model, to, relative, plan, multipliers)
+        )
         if save is not None:
             made.save(save)
         if show:
             print(made)
-        notes = [*attach(model, to, relative, plan, multipliers)]
+        made.attach(to)
+        notes = _hook_notes(made)
         materialise(to, made)
         fill(model, to, made)
         big_optimizer = None
         if optimizer is not None:
             big_optimizer = grow_optimizer(optimizer, model, to, made, state=optimizer_state, state_rules=state_rules)
             shard_state(big_optimizer)
+            _check_rates(plan, relative, big_optimizer, to)
         schedule = None if scheduler is None else _schedule(scheduler, optimizer, big_optimizer, model, made)
         mean = None if average is None else _average(average, to, made)
         found: Verification | None = None
@@ -241,6 +245,14 @@ def relative_plan(
             return plan
     recipe: Any = "mup" if plan is None or plan.parametrization is None else plan.parametrization
     placement = "absorbed" if plan is None else plan.placement
+    if placement == "unit":
+        raise InputError(
+            "plan: placement 'unit' keeps every weight at size 1 by hooks of its own, which copies do not follow: leave plan= out"
+        )
+    if (
+        plan is not None and plan.parametrization is not None
+    ):  # what a recipe changes at the base already is in the small model
+        recipe = replace(plan.parametrization, attention="base", multipliers=(), zero=())
     return make_plan(
         big, base=small, optimizer=_optimizers(small, big, optimizer), recipe=recipe, placement=placement, **reading
     )
@@ -271,12 +283,12 @@ def _optimizers(small: nn.Module, big: nn.Module, optimizer: Any) -> Any:
     return {shape.name: of.get(shape.base_name, "adamw") for shape in shapes}
 
 
-def attach(
-    small: nn.Module, big: nn.Module, relative: Plan, plan: Plan | None, more: Mapping[str, float] | None = None
-) -> list[str]:
-    """Give the big model the multipliers that its function needs: the small model's own, times those of the plan.
+def multiplier_hooks(
+    small: nn.Module, big: nn.Module, relative: Plan, plan: Plan | None = None, more: Mapping[str, float] | None = None
+) -> tuple[Hook, ...]:
+    """The multipliers that the big model's function needs: the small model's own, times those of the plan, times `more`.
 
-    Raises InputError where it carries others already.
+    Raises InputError where it carries others already, and where a user's plan from another base wants others.
     """
     ours = {(hook.module, hook.where): hook for hook in hooks.attached(big)}
     theirs = {(hook.module, hook.where): hook.factor for hook in hooks.attached(small)}
@@ -307,15 +319,39 @@ def attach(
             raise InputError(f"module {path!r} of the big model carries ×{hook.factor:g}, which the small model does not: "
                              f"give the plan= that it comes from, or a model without hooks")  # fmt: skip
     wanted = tuple(hook for hook in due.values() if abs(hook.factor - 1) > 1e-12)
-    if plan is not None:  # its own hooks, so that plan.verify finds them
-        own = {(hook.module, hook.where): hook for hook in plan.hooks}
-        wanted = tuple(own.get((h.module, h.where), h) if (h.module, h.where) in own and abs(own[h.module, h.where].factor / h.factor - 1) < 1e-9 else h for h in wanted)  # fmt: skip
-    hooks.attach(big, wanted)
-    if not wanted:
+    if plan is None or plan is relative:
+        return wanted
+    given, found = ({(h.module, h.where): h for h in hooks_ if h.factor != 1.0} for hooks_ in (plan.hooks, wanted))
+    for key in given.keys() | (found.keys() if not more else set()):
+        due_, is_ = (side[key].factor if key in side else 1.0 for side in (found, given))
+        if not more and not math.isclose(due_, is_, rel_tol=1e-6):
+            raise InputError(f"plan: it multiplies module {key[0]!r} by {is_:g}, and the grown model needs ×{due_:g} there, because the plan of the small model "
+                             f"treats that tensor otherwise (an axis that grows now did not grow then): leave plan= out")  # fmt: skip
+    return tuple(
+        given.get((hook.module, hook.where), hook) for hook in wanted
+    )  # the plan's own, so that plan.verify finds them
+
+
+def _hook_notes(made: GrowPlan) -> list[str]:
+    if not made.hooks:
         return []
-    first = wanted[0]
-    return [f"{len(wanted)} multipliers are carried by hooks of the big model ({first.module}: ×{first.factor:g}): save them with it by "
-            f"calling record.plan.plan.attach(model) after loading"]  # fmt: skip
+    first, count = made.hooks[0], len(made.hooks)
+    what = "1 multiplier is" if count == 1 else f"{count} multipliers are"
+    return [f"{what} carried by hooks of the big model ({first.module}: ×{first.factor:g}): after loading its weights into a new module call "
+            f"record.plan.attach(model)"]  # fmt: skip
+
+
+def _check_rates(plan: Plan | None, relative: Plan, optimizer: Any, big: nn.Module) -> None:
+    """A user's plan from another base must find its own ratios in the grown optimizer, where its groups are a plan's."""
+    if plan is None or plan is relative or isinstance(optimizer, list):
+        return
+    if all("base" in group for group in optimizer.param_groups):
+        try:
+            plan.verify(optimizer, big)
+        except InputError as error:
+            raise InputError(
+                f"plan: the small model's optimizer was not built by the same rule ({error}): leave plan= out"
+            ) from error
 
 
 def _with_optimizer_notes(made: GrowPlan, optimizer: Any) -> GrowPlan:
@@ -323,7 +359,7 @@ def _with_optimizer_notes(made: GrowPlan, optimizer: Any) -> GrowPlan:
         return made
     every = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     reasons = [inexact_reason(part) for one in every for part in getattr(one, "parts", [one])]
-    return dataclasses.replace(made, notes=tuple(dict.fromkeys([*made.notes, *(r for r in reasons if r)])))
+    return replace(made, notes=tuple(dict.fromkeys([*made.notes, *(r for r in reasons if r)])))
 
 
 # ------------------------------------------------------------------ applying

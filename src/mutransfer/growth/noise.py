@@ -78,7 +78,7 @@ class Noise:
     def strength(self, growth: TensorGrowth, row: Row | None) -> float:
         """The multiplier of σ for this tensor; 0 where it is never noise."""
         grows = any(m.grows for m in growth.maps)
-        if row is None or growth.buffer or growth.fresh or not grows or is_gain(row):
+        if row is None or growth.buffer or growth.fresh == "zero" or not grows or is_gain(row):
             return 0.0
         return self.roles.get(row.role, ROLES.get(row.role, 0.0))
 

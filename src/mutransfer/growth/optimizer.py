@@ -18,7 +18,7 @@ from mutransfer import sparsity
 from mutransfer.combined import CombinedOptimizer
 from mutransfer.engines import torch_muon
 from mutransfer.errors import InputError
-from mutransfer.groups import _native_factor
+from mutransfer.groups import native_factor
 from mutransfer.growth.state import Declared, grown_state, identified, rules_for
 from mutransfer.growth.tensors import GrowPlan, TensorGrowth
 from mutransfer.optimizers import OptimizerFacts, facts_for
@@ -239,7 +239,7 @@ def _factors(row: Row, group: Mapping[str, Any], optimizer: Any, plan: Plan) -> 
 def _built_in(optimizer: Any, group: Mapping[str, Any], row: Row, plan: Plan) -> float:
     """torch's Muon multiplies by a factor of the shape itself, of which the plan's lr is free; ours (its groups have a scale) does not."""
     is_torch = optimizer is torch_muon() or (isinstance(optimizer, str) and "adjust_lr_fn" in group)
-    return _native_factor(plan, row) if is_torch and "scale" not in group else 1.0
+    return native_factor(plan, row) if is_torch and "scale" not in group else 1.0
 
 
 def _at_base(row: Row) -> Row:

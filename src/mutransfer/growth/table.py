@@ -46,7 +46,7 @@ def _title(plan: GrowPlan) -> str:
 def _cells(plan: GrowPlan, tensor: TensorGrowth) -> tuple[str, ...]:
     maps = "unchanged" if not any(m.grows for m in tensor.maps) else ", ".join(map(str, tensor.maps))
     shapes = f"{_shape(tensor.base_shape)} → {_shape(tensor.target_shape)}"
-    follows = tensor.inexact or ("new block, starts at zero" if tensor.fresh else "exactly")
+    follows = tensor.inexact or {"": "exactly", "new": "new block", "zero": "new block, starts at zero"}[tensor.fresh]
     if tensor.buffer:
         return shapes, maps, "1", "", "", "copied" if follows == "exactly" else follows
     assert tensor.row is not None

@@ -10,9 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mutransfer.errors import InputError
 from mutransfer.files import write_whole
 from mutransfer.growth.axis import AxisMap
+from mutransfer.hooks import Hook, attach
 from mutransfer.plans import Plan
 
 VERSION = 1
@@ -23,8 +26,8 @@ class TensorGrowth:
     """One tensor of the big model: `W' = scale·dup(W)`, and its gradient `G' = gradient·dup(G)` (theory §6).
 
     `source` is the small model's tensor, `maps` one per axis, `sums` which axes a layer sums over (fan-in and kernel): where a unit
-    has more copies than its share, each copy counts less there. `fresh` is "" for a copy, "zero" for a tensor of a new block that
-    starts at zero. `inexact` says why the copies will not train alike; "" where they do. `row` names the plan's row: None for a buffer.
+    has more copies than its share, each copy counts less there. `fresh` is "" for a copy, "new" for one in a new block, without optimizer state, "zero" for a
+    tensor of a new block that starts at zero. `inexact` says why the copies will not train alike; "" where they do. `row` names the plan's row: None for a buffer.
     """
 
     name: str
@@ -72,13 +75,20 @@ class TensorGrowth:
 class GrowPlan:
     """What `mutransfer.grow` does: one entry per tensor of the big model, parameters and buffers; immutable; JSON in and out.
 
-    `plan` goes from the small model to the big one: its ratios are those of rates, decay and eps. `notes` say what is not exact.
+    `plan` goes from the small model to the big one: its ratios are those of rates, decay and eps. `notes` say what is not exact. `hooks` are
+    all multipliers that the big model carries, the small one's own among them.
     """
 
     tensors: tuple[TensorGrowth, ...]
     plan: Plan
     depth: str = ""
     notes: tuple[str, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Register the multipliers that the big model's function needs, on a model whose weights are loaded from elsewhere."""
+        attach(model, self.hooks)
+        return model
 
     @cached_property
     def by_name(self) -> dict[str, TensorGrowth]:
@@ -104,7 +114,7 @@ class GrowPlan:
             for t in self.tensors
         ]
         return {"version": VERSION, "tensors": rows, "plan": self.plan.to_dict(), "depth": self.depth,
-                "notes": list(self.notes)}  # fmt: skip
+                "notes": list(self.notes), "hooks": [asdict(h) for h in self.hooks]}  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GrowPlan:
@@ -116,7 +126,13 @@ class GrowPlan:
                 TensorGrowth(**{**t, "maps": tuple(map(AxisMap.from_dict, t["maps"])), "sums": tuple(t["sums"])})
                 for t in data["tensors"]
             )
-            return cls(tensors, Plan.from_dict(data["plan"]), data["depth"], tuple(data["notes"]))
+            return cls(
+                tensors,
+                Plan.from_dict(data["plan"]),
+                data["depth"],
+                tuple(data["notes"]),
+                tuple(Hook(**h) for h in data["hooks"]),
+            )
         except (KeyError, TypeError) as error:
             raise InputError(f"not a grow plan: {type(error).__name__}: {error}") from error
 

@@ -104,7 +104,10 @@ def difference(found: Tensor, expected: Tensor) -> float:
     """Largest difference relative to the largest expected number; 0 where both are zero."""
     if found.numel() == 0:
         return 0.0
-    found, expected = found.detach().double(), expected.detach().double()
+    found, expected = (
+        (torch.view_as_real(t.detach().resolve_conj()) if t.is_complex() else t.detach()).double()
+        for t in (found, expected)
+    )
     largest = float((found - expected).abs().max())
     return 0.0 if largest == 0.0 else largest / max(float(expected.abs().max()), 1e-300)
 
@@ -213,6 +216,11 @@ class _Comparison:
         self.unit = max(how.rounding, 0.0 if exact else how.stored)
         rounded.perturb(2 * self.unit)
         self.floor = FLOOR + SAFETY * max(self.unit, rounded.stored_states)
+        settings = [
+            v for o in target.optimizers for g in o.param_groups for v in g.values()
+        ]  # a learning rate as a tensor
+        rates = [torch.finfo(v.dtype).eps for v in settings if isinstance(v, Tensor) and v.is_floating_point()]
+        self.floor += SAFETY * max(rates, default=0.0)
         models = (base, rounded, target)
         for step in range(steps + 1):
             values, outputs = [], []

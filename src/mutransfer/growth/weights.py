@@ -32,7 +32,7 @@ def grown(growth: TensorGrowth, tensor: Tensor) -> Tensor:
 def grown_moment(growth: TensorGrowth, moment: Tensor, degree: int) -> Tensor:
     """A running average of `Gᵈ`: `g^d·dup(m)`; a unit with more copies than its share has smaller gradients in each."""
     copied = dup(growth, moment)
-    if growth.fresh == "zero":
+    if growth.fresh:
         return copied.zero_()
     copied *= growth.gradient**degree
     return _shared(growth, copied, degree, summed=False)

@@ -79,7 +79,7 @@ def train(
     task = Task.of(config, device, data, ranks)
     if saved is not None and saved["data"] != task.data.fingerprint:
         raise InputError(f"data={config.data!r} is not what {path} was trained on: restore it, or give another folder")
-    plan = _resolve_plan(config, plan, saved, path)
+    plan = resolve_plan(config, plan, saved, path)
     callers = rng_state(device)
     try:
         run = Run(config, plan, task, device, path)
@@ -119,7 +119,7 @@ class Run:
         plan.attach(model)
         self.model = model.to(device).train()
         self.network = self.ranks.wrap(self.model)
-        self.optimizer: Optimizer = _make_optimizer(config, plan, self.model)
+        self.optimizer: Optimizer = make_optimizer(config, plan, self.model)
         self.curve = {
             "steps": config.steps,
             "warmup": config.warmup,
@@ -139,6 +139,7 @@ class Run:
         self.val_loss: float | None = None
         self.seconds = 0.0
         self.before: dict[str, Any] = {}  # flops, seconds and loss of the small model that it grew from
+        self.grown: list[dict[str, Any]] = []  # what `mutransfer grow` made this run of, one entry each time
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Continue from a checkpoint's content."""
@@ -152,7 +153,7 @@ class Run:
         self.points = [LogPoint(**point) for point in saved["points"]]
         for name in ("step", "status", "reason", "diverged_at", "val_loss", "seconds"):
             setattr(self, name, saved[name])
-        self.before = saved.get("before", {})
+        self.before, self.grown = saved.get("before", {}), saved.get("grown", [])
         self.plan.verify(self.optimizer, self.model)
 
     def finish(self, on_log: Callable[[LogPoint], None] | None, until: int | None = None) -> RunResult:
@@ -312,6 +313,7 @@ class Run:
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "points": [asdict(point) for point in self.points],
             **({"before": self.before} if self.before else {}),
+            **({"grown": self.grown} if self.grown else {}),
         }
         names = ("step", "status", "reason", "diverged_at", "val_loss", "seconds")
         save_checkpoint(self.path, self.config, {**state, **{name: getattr(self, name) for name in names}})
@@ -330,15 +332,26 @@ class Run:
             points=tuple(self.points),
             train_loss=math.inf if diverged else sum(last) / len(last) if last else math.nan,
             val_loss=math.inf if diverged and config.val_batches else self.val_loss,
-            flops=flops_per_row(config.model, self.task.row_shape) * config.batch * len(self.losses) + before,
+            flops=self._flops() + before,
             seconds=self.seconds + self.before.get("seconds", 0.0),
             params=sum(p.numel() for p in self.model.parameters()),
             grow_flops=before,
             grow_loss=self.before.get("loss"),
         )
 
+    def _flops(self) -> float:
+        """Of all updates so far, each at the size that the model then had."""
+        total, since = 0.0, 0
+        for record in self.grown:
+            then = RunConfig.from_dict(record["config"])
+            total += flops_per_row(then.model, self.task.row_shape) * then.batch * (record["step"] - since)
+            since = record["step"]
+        return total + flops_per_row(self.config.model, self.task.row_shape) * self.config.batch * (
+            len(self.losses) - since
+        )
 
-def _make_optimizer(config: RunConfig, plan: Plan, model: nn.Module) -> Optimizer:
+
+def make_optimizer(config: RunConfig, plan: Plan, model: nn.Module) -> Optimizer:
     """The plan's optimizer with those of the config's settings that its class (or, in a mix, each of them) takes.
 
     Adafactor keeps its own eps₁, a clamp that the eps of other optimizers would turn into a part of the step.
@@ -353,7 +366,7 @@ def _make_optimizer(config: RunConfig, plan: Plan, model: nn.Module) -> Optimize
     return plan.optimizer(model, lr=config.lr, weight_decay=config.weight_decay, each=each, **eps)
 
 
-def _resolve_plan(config: RunConfig, given: Plan | None, saved: dict[str, Any] | None, path: Path | None) -> Plan:
+def resolve_plan(config: RunConfig, given: Plan | None, saved: dict[str, Any] | None, path: Path | None) -> Plan:
     """The checkpoint's plan, else the caller's, else the config's own; no run continues under another plan."""
     if saved is not None:
         if given is not None and given.to_dict() != saved["plan"]:

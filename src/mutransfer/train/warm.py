@@ -127,14 +127,14 @@ def grow_from(run: Run, config: RunConfig, cache: Path | None, resume: bool) -> 
     Raises InputError where it cannot grow, before anything is trained, and for what is no checkpoint of the small run.
     """
     from mutransfer.train.checkpoint import CHECKPOINT, load_checkpoint, refuse_other_config
-    from mutransfer.train.loop import Run, _resolve_plan, make_folder
+    from mutransfer.train.loop import Run, make_folder, resolve_plan
     from mutransfer.train.task import Task
 
     folder = None if cache is None else cache.absolute() / config.hash()[:32]
     path, ranks = None if folder is None else folder / CHECKPOINT, run.ranks
     small = Run(
         config,
-        _resolve_plan(config, None, None, None),
+        resolve_plan(config, None, None, None),
         Task.of(config, run.device, run.task.data, ranks),
         run.device,
         path,

@@ -23,7 +23,7 @@ from mutransfer.growth.state import inexact_reason
 from mutransfer.plans import Plan
 from mutransfer.train import RunConfig, Task
 from mutransfer.train.checkpoint import CHECKPOINT, FORMAT
-from mutransfer.train.loop import _make_optimizer, _resolve_plan
+from mutransfer.train.loop import make_optimizer, resolve_plan
 from mutransfer.train.schedule import make_scheduler, multiplier
 
 _GIVEN = {"inputs", "outputs", "vocab_size", "channels", "classes", "context"}
@@ -56,7 +56,7 @@ class Run(Checkpoint):
         self.config = grown_config(self.source, to, self._steps(steps))
         names = tuple(self.config.base)
         old = Plan.from_dict(saved["plan"])
-        self.grown_plan = _resolve_plan(self.config, None, None, None)
+        self.grown_plan = resolve_plan(self.config, None, None, None)
         config = self.config
         self.plan = make_plan(
             config.make_model, base={n: getattr(self.source.model, n) for n in names}, target=config.target,
@@ -67,7 +67,7 @@ class Run(Checkpoint):
         self.weights = saved["model"]
         check_weights(self.weights, self.small, repr(str(path)), "the model of its config")
         departures = _departures(old, self.plan, self.grown_plan)
-        if (departures or old.placement != self.source.placement) and old != _resolve_plan(
+        if (departures or old.placement != self.source.placement) and old != resolve_plan(
             self.source, None, None, None
         ):
             raise InputError(
@@ -138,7 +138,7 @@ class Run(Checkpoint):
         old = saved["optimizer"]
         ours = any("scale" in group for group in old["param_groups"])  # the class that ran it: see mutransfer.engines
         model = self.big if not ours else self.big.to_empty(device="cpu")  # memory that nobody touches
-        optimizer = _make_optimizer(config, self.grown_plan, model)
+        optimizer = make_optimizer(config, self.grown_plan, model)
         curve = {
             name: getattr(config, name)
             for name in ("steps", "warmup", "schedule", "final_lr_ratio", "wsd_decay_fraction")

@@ -122,7 +122,7 @@ def test_growing_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(BLOCKS[5], "README.md", "exec"), scope)
     assert scope["big"].config.width == 64 and scope["record"].verification.ok
     out = capsys.readouterr().out
-    assert "PASS" in out and "exact: the same function" in out and "3 training steps" in out
+    assert "PASS" in out and "exact by rule: the same function" in out and "3 training steps" in out
 
 
 def test_every_file_that_the_readme_names_exists() -> None:

@@ -35,7 +35,7 @@ def render(plan: GrowPlan, width: int = 140) -> str:
 
 def _title(plan: GrowPlan) -> str:
     what = (
-        "exact: the same function, and the same path under the plan's rates"
+        "exact by rule: the same function, and the same path under the plan's rates"
         if plan.exact
         else "not exact in every tensor"
     )

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mutransfer as mt
-from mutransfer.growth.grow import guessed_batch
+from mutransfer.growth.guess import guessed_batch
 
 warnings.simplefilter("ignore")
 STACKED = dict(axes={"*.gate_up_proj": "stack out in", "*.down_proj": "stack out in"})

@@ -355,3 +355,46 @@ def test_a_sharded_big_model_gets_its_shards(tmp_path: Path) -> None:
         assert process.exitcode == 0
     found, expected = torch.load(tmp_path / "found.pt")
     assert_same(found, expected)
+
+
+def test_multipliers_are_attached_again_after_loading() -> None:
+    """Those that the big model needs, the small one's own among them, from the saved grow plan alone."""
+    make = gpt_factory(**SIZES, tied=True, norm="rmsnorm", norm_gain=False)
+    plan = mt.plan(make, base=dict(width=8), target=dict(width=16))
+    small = plan.attach(drawn(make, width=16))
+    big, _, record = mt.grow(small, to=make(width=32).double(), show=False)
+    saved = mt.GrowPlan.from_dict(record.plan.to_dict())
+    loaded = make(width=32).double()
+    loaded.load_state_dict(big.state_dict())
+    x = batches()[0][0]
+    assert_same(saved.attach(loaded)(x).detach(), small(x).detach())
+
+
+def test_plans_that_do_not_compose_are_refused() -> None:
+    """An axis that stays from base to small and grows from small to big; weights that hooks keep at size one."""
+
+    class Narrow(nn.Module):
+        def __init__(self, width: int, inner: int) -> None:
+            super().__init__()
+            self.first, self.inner, self.head = nn.Linear(7, width), nn.Linear(width, inner), nn.Linear(inner, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.inner(torch.tanh(self.first(x)))))
+
+    base, middle, target = dict(width=4, inner=4), dict(width=8, inner=4), dict(width=16, inner=8)
+    plans = [mt.plan(Narrow, base=base, target=sizes, placement="multiplier") for sizes in (middle, target)]
+    small = plans[0].attach(Narrow(**middle))
+    optimizer = plans[0].optimizer(small, lr=1e-2)
+    with pytest.raises(mt.InputError, match=r"plan: it multiplies module 'inner' by 1, and the grown model needs ×0.5"):
+        mt.grow(small, optimizer, to=Narrow(**target), plan=plans[1], show=False)
+    unit = mt.plan(Narrow, base=base, target=target, placement="unit")
+    with pytest.raises(mt.InputError, match="placement 'unit'"):
+        mt.grow(small, optimizer, to=Narrow(**target), plan=unit, show=False)
+    with pytest.raises(mt.InputError, match="recipe 'sp' scales nothing"):
+        mt.grow(
+            small,
+            optimizer,
+            to=Narrow(**target),
+            plan=mt.plan(Narrow, base=base, target=target, recipe="sp"),
+            show=False,
+        )

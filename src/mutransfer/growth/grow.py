@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,27 +10,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mutransfer import hooks
-from mutransfer.build import plan as make_plan
 from mutransfer.check.build import own_randomness
 from mutransfer.check.feed import materialise as materialised
 from mutransfer.errors import InputError
 from mutransfer.growth.build import RANDOM, Maps, grow_plan
 from mutransfer.growth.depth import DepthMode
+from mutransfer.growth.guess import feeds as ways
+from mutransfer.growth.guess import guessed_batch, guessed_loss
 from mutransfer.growth.material import full, materialise, shard_state, write
 from mutransfer.growth.noise import Noise, apply_noise, noise_of, noisy_moment
 from mutransfer.growth.optimizer import State, grow_optimizer
+from mutransfer.growth.relative import check_rates, multiplier_hooks, relative_plan
 from mutransfer.growth.state import Declared, inexact_reason
 from mutransfer.growth.tensors import GrowPlan
 from mutransfer.growth.ties import tie_warning
-from mutransfer.growth.trace import Feed, feed
 from mutransfer.growth.verify import Verification, verify_growth
 from mutransfer.growth.weights import grown
-from mutransfer.hooks import Hook
-from mutransfer.optimizers import facts_for
 from mutransfer.plans import Plan
-from mutransfer.sample import Call, calls
-from mutransfer.shapes import clean, compare_with_stacks, parameters_of
+from mutransfer.shapes import clean, parameters_of
 
 STEPS = 3
 """Training steps that `grow` verifies where it has the user's batches and both optimizers."""
@@ -132,7 +127,7 @@ def grow(
     with own_randomness():
         reading = dict(axes=axes, roles=roles, branch_out=branch_out, head_size=head_size, fused=fused)
         relative = relative_plan(model, to, optimizer, plan, **reading)
-        feeds = [] if listed is None else _feeds(listed[0], loss)
+        feeds = [] if listed is None else ways(listed[0], loss)
         made = grow_plan(model, to, relative, feeds=feeds, maps=maps, uneven=uneven, depth=depth, branch_out=branch_out)
         made = replace(
             _with_optimizer_notes(made, optimizer), hooks=multiplier_hooks(model, to, relative, plan, multipliers)
@@ -149,7 +144,7 @@ def grow(
         if optimizer is not None:
             big_optimizer = grow_optimizer(optimizer, model, to, made, state=optimizer_state, state_rules=state_rules)
             shard_state(big_optimizer)
-            _check_rates(plan, relative, big_optimizer, to)
+            check_rates(plan, relative, big_optimizer, to)
         schedule = None if scheduler is None else _schedule(scheduler, optimizer, big_optimizer, model, made)
         mean = None if average is None else _average(average, to, made)
         found: Verification | None = None
@@ -224,114 +219,6 @@ def _check(
             raise InputError(f"{option}={value!r:.60}: write a mapping, such as {option}={example}")
 
 
-# ------------------------------------------------------------------ the plan
-
-
-def relative_plan(
-    small: nn.Module, big: nn.Module, optimizer: Any = None, plan: Plan | None = None, **reading: Any
-) -> Plan:
-    """The plan from the small model to the big one: the given one, or made with the same recipe, placement and optimizers.
-
-    `reading` are the options of `mutransfer.plan` that answer what shapes leave open: axes, roles, branch_out, head_size, fused.
-    """
-    if plan is not None:
-        plan.named(big)
-        if plan.standard:
-            raise InputError(
-                f"plan: recipe {plan.recipe!r} scales nothing, and copies need rates of their own: leave plan= out"
-            )
-        shapes = {p.name: p.shape for p in parameters_of(small).values()}
-        if all(shapes.get(row.base_name) == row.base_shape for row in plan.rows):
-            return plan
-    recipe: Any = "mup" if plan is None or plan.parametrization is None else plan.parametrization
-    placement = "absorbed" if plan is None else plan.placement
-    if placement == "unit":
-        raise InputError(
-            "plan: placement 'unit' keeps every weight at size 1 by hooks of its own, which copies do not follow: leave plan= out"
-        )
-    if (
-        plan is not None and plan.parametrization is not None
-    ):  # what a recipe changes at the base already is in the small model
-        recipe = replace(plan.parametrization, attention="base", multipliers=(), zero=())
-    return make_plan(
-        big, base=small, optimizer=_optimizers(small, big, optimizer), recipe=recipe, placement=placement, **reading
-    )
-
-
-def _optimizers(small: nn.Module, big: nn.Module, optimizer: Any) -> Any:
-    """What `mutransfer.plan` takes as its optimizer: one, or one by tensor of the big model."""
-    if optimizer is None:
-        return "adamw"
-    every = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    parts = [part for one in every for part in getattr(one, "parts", [one])]
-    names = {id(p.module._parameters[p.attribute]): name for name, p in parameters_of(small).items()}
-    of: dict[str, Any] = {}
-    for part in parts:
-        if not isinstance(part, torch.optim.Optimizer):
-            raise InputError(
-                f"a {type(part).__name__} is no optimizer: give the torch optimizer that trains the small model"
-            )
-        facts = facts_for(part)
-        whole: Any = type(part) if facts_for(type(part)) == facts else facts
-        for group in part.param_groups:
-            for p in group["params"]:
-                if id(p) in names:
-                    of[names[id(p)]] = group["optimizer"] if "base" in group else whole
-    if len({repr(one) for one in of.values()}) == 1 and len(of) == len(names):
-        return next(iter(of.values()))
-    shapes, _ = compare_with_stacks(small, big, strict=False)
-    return {shape.name: of.get(shape.base_name, "adamw") for shape in shapes}
-
-
-def multiplier_hooks(
-    small: nn.Module, big: nn.Module, relative: Plan, plan: Plan | None = None, more: Mapping[str, float] | None = None
-) -> tuple[Hook, ...]:
-    """The multipliers that the big model's function needs: the small model's own, times those of the plan, times `more`.
-
-    Raises InputError where it carries others already, and where a user's plan from another base wants others.
-    """
-    ours = {(hook.module, hook.where): hook for hook in hooks.attached(big)}
-    theirs = {(hook.module, hook.where): hook.factor for hook in hooks.attached(small)}
-    sources = {row.name.rpartition(".")[0]: row.base_name.rpartition(".")[0] for row in relative.rows}
-    due: dict[tuple[str, Any], Hook] = {(hook.module, hook.where): hook for hook in relative.hooks}
-    for path in dict.fromkeys([*(p for p, _ in due), *sources, *(p for p, _ in theirs)]):
-        for where in ("input", "output"):
-            inherited = theirs.get((sources.get(path, path), where), 1.0)
-            known = due.get((path, where))
-            if inherited != 1.0:
-                factor = inherited * (known.factor if known else 1.0)
-                reason = known.reason if known else "the small model's own"
-                due[path, where] = Hook(path, where, factor, reason)
-    for path, factor in (more or {}).items():
-        if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 < abs(factor) < math.inf:
-            raise InputError(f"multipliers={{{path!r}: {factor!r}}}: write a number")
-        known = due.get((path, "output"))
-        due[path, "output"] = Hook(path, "output", factor * (known.factor if known else 1.0), "given")
-    for key, hook in due.items():
-        present = ours.pop(key, None)
-        if present is not None and abs(present.factor / hook.factor - 1) > 1e-6:
-            raise InputError(f"module {hook.module!r} of the big model carries ×{present.factor:g} where growing needs "
-                             f"×{hook.factor:g}: give a model without hooks, or the plan= that they come from")  # fmt: skip
-        if present is not None:
-            due[key] = present
-    for (path, _), hook in ours.items():
-        if hook.factor != 1.0:
-            raise InputError(f"module {path!r} of the big model carries ×{hook.factor:g}, which the small model does not: "
-                             f"give the plan= that it comes from, or a model without hooks")  # fmt: skip
-    wanted = tuple(hook for hook in due.values() if abs(hook.factor - 1) > 1e-12)
-    if plan is None or plan is relative:
-        return wanted
-    given, found = ({(h.module, h.where): h for h in hooks_ if h.factor != 1.0} for hooks_ in (plan.hooks, wanted))
-    for key in given.keys() | (found.keys() if not more else set()):
-        due_, is_ = (side[key].factor if key in side else 1.0 for side in (found, given))
-        if not more and not math.isclose(due_, is_, rel_tol=1e-6):
-            raise InputError(f"plan: it multiplies module {key[0]!r} by {is_:g}, and the grown model needs ×{due_:g} there, because the plan of the small model "
-                             f"treats that tensor otherwise (an axis that grows now did not grow then): leave plan= out")  # fmt: skip
-    return tuple(
-        given.get((hook.module, hook.where), hook) for hook in wanted
-    )  # the plan's own, so that plan.verify finds them
-
-
 def _hook_notes(made: GrowPlan) -> list[str]:
     if not made.hooks:
         return []
@@ -341,28 +228,12 @@ def _hook_notes(made: GrowPlan) -> list[str]:
             f"record.plan.attach(model)"]  # fmt: skip
 
 
-def _check_rates(plan: Plan | None, relative: Plan, optimizer: Any, big: nn.Module) -> None:
-    """A user's plan from another base must find its own ratios in the grown optimizer, where its groups are a plan's."""
-    if plan is None or plan is relative or isinstance(optimizer, list):
-        return
-    if all("base" in group for group in optimizer.param_groups):
-        try:
-            plan.verify(optimizer, big)
-        except InputError as error:
-            raise InputError(
-                f"plan: the small model's optimizer was not built by the same rule ({error}): leave plan= out"
-            ) from error
-
-
 def _with_optimizer_notes(made: GrowPlan, optimizer: Any) -> GrowPlan:
     if optimizer is None:
         return made
     every = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     reasons = [inexact_reason(part) for one in every for part in getattr(one, "parts", [one])]
     return replace(made, notes=tuple(dict.fromkeys([*made.notes, *(r for r in reasons if r)])))
-
-
-# ------------------------------------------------------------------ applying
 
 
 def fill(small: nn.Module, big: nn.Module, made: GrowPlan) -> None:
@@ -383,75 +254,6 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
     buffers = {clean(name): b for name, b in model.named_buffers(remove_duplicate=False)}
     return {**buffers, **tensors}
-
-
-def _feeds(first: Any, loss: Any) -> list[Feed]:
-    """Ways to run a forward pass on the user's first batch: his own loss; the batch as an argument; its parts."""
-    ways: list[Feed] = [] if loss is None else [(first, lambda model, batch: loss(model, batch))]
-    if isinstance(first, tuple | list) and first:
-        ways += [feed((tuple(first[: n or None]), {})) for n in (1, 0)]
-    if isinstance(first, Mapping):
-        inputs = {k: v for k, v in first.items() if k not in ("labels", "label", "y", "target", "targets")}
-        ways += [feed(((), dict(first))), feed(((), inputs))]
-    return [*ways, feed(((first,), {}))]
-
-
-def guessed_batch(model: nn.Module) -> Call | None:
-    """Arguments that the model's forward accepts, found by trying; None where none were. The model runs without gradients."""
-    training = {m: m.training for m in model.modules()}
-    try:
-        model.eval()
-        place = next((p.device for p in model.parameters()), torch.device("cpu"))
-        kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        for args, kwargs in calls(model):
-            moved = _cast(_distinct(args), place, kind), _cast(kwargs, place, kind)
-            try:
-                with torch.no_grad():
-                    model(*moved[0], **moved[1])
-            except Exception:  # not an input that this forward accepts
-                continue
-            return moved
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    return None
-
-
-def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Guesses give every argument the same tensor: two inputs whose difference counts would look alike."""
-    seen: set[int] = set()
-    made = []
-    for value in args:
-        again = isinstance(value, Tensor) and id(value) in seen
-        seen.add(id(value))
-        made.append(
-            torch.randn_like(value) if again and value.is_floating_point() else value.flip(-1) if again else value
-        )
-    return tuple(made)
-
-
-def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
-    if isinstance(value, Mapping):
-        return {key: _cast(item, device, dtype) for key, item in value.items()}
-    return type(value)(_cast(item, device, dtype) for item in value) if isinstance(value, tuple | list) else value
-
-
-def guessed_loss(model: nn.Module, batch: Any) -> Tensor:
-    """Mean squares of everything that comes out: the same for equal copies of any output."""
-    args, kwargs = batch
-    found = [out.square().mean() for out in _outputs(model(*args, **kwargs))]
-    return torch.stack([value.double() if value.dtype.itemsize < 4 else value for value in found]).sum()
-
-
-def _outputs(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
-        value = vars(value)
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    return [out for item in items for out in _outputs(item)]
 
 
 def _verified(

@@ -162,7 +162,7 @@ def grow_from(run: Run, config: RunConfig, cache: Path | None, resume: bool) -> 
 def check_growing(run: Run, small: Run) -> None:
     """Raise InputError where the small model cannot become the big one; before it is trained."""
     from mutransfer.growth.build import grow_plan
-    from mutransfer.growth.grow import relative_plan
+    from mutransfer.growth.relative import relative_plan
 
     relative = relative_plan(small.model, run.model, small.optimizer, _plan(run))
     grow_plan(small.model, run.model, relative, batch=((run.task.batch(0)[0],), {}), depth=_depth(run))

@@ -133,6 +133,22 @@ def test_random_masks_and_growing_outputs_are_said() -> None:
     make = lambda w: nn.Sequential(nn.Linear(7, w), nn.Tanh(), nn.Dropout(0.1), nn.Linear(w, 5))  # noqa: E731
     _, _, record = mt.grow(make(8), to=make(16), show=False)
     assert any("random" in note for note in record.plan.notes) and not any("for ever" in n for n in record.notes)
+
+    class Functional(nn.Module):
+        """Dropout of no module, and none in its attention."""
+
+        def __init__(self, w: int, p: float) -> None:
+            super().__init__()
+            self.first, self.head, self.p = nn.Linear(7, w), nn.Linear(w, 5), p
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(F.scaled_dot_product_attention(x, x, x))
+            return self.head(F.dropout(h, self.p, self.training))
+
+    for p in (0.0, 0.5):
+        _, _, record = mt.grow(Functional(8, p), to=Functional(16, p), show=False)
+        assert any("random" in note for note in record.notes) is (p > 0)
+        assert any("for ever" in note for note in record.notes) is (p == 0)
     features = lambda w: nn.Sequential(nn.Linear(7, w), nn.Tanh())  # noqa: E731
     _, _, record = mt.grow(features(8), to=features(16), show=False)
     assert any("puts out grows" in note for note in record.plan.notes)

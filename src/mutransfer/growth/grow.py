@@ -157,7 +157,9 @@ def grow(
             notes += _noise(wanted, made, to, big_optimizer, seed)
             if wanted.preserving and wanted.size and found is not None and found.ok:
                 found, _ = _verified(model, to, made, listed, loss, None, None, 0, None, outputs_only=True)
-            same = (found is None or found.ok) and RANDOM not in made.notes
+            random = RANDOM in made.notes or (found is not None and any("random in training" in n for n in found.notes))
+            notes += [RANDOM] if random and RANDOM not in made.notes else []
+            same = (found is None or found.ok) and not random
             if not wanted and same and (warning := tie_warning(to, made, optimizer=_one(big_optimizer))):
                 notes.append(warning)
     record = Record(made, found, wanted, seed, tuple(dict.fromkeys(notes)), schedule, mean)

@@ -85,7 +85,8 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        self.random |= torch.Tag.nondeterministic_seeded in func.tags
+        attention = "scaled_dot_product" in func.overloadpacket.__name__  # may drop, and does not in eval mode
+        self.random |= torch.Tag.nondeterministic_seeded in func.tags and not attention
         made = [t for t in (result if isinstance(result, tuple | list) else (result,)) if isinstance(t, Tensor)]
         self.touched.update(id(a) for a in _tensors((args, kwargs)))
         if not made:

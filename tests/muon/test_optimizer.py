@@ -18,6 +18,7 @@ from mutransfer.errors import InputError
 from mutransfer.muon import Muon
 from mutransfer.muon import optimizer as module
 from mutransfer.muon.optimizer import factor
+from mutransfer.train.ranks import leave
 
 SCALES = ["1", "√max(1,out/in)", "√(out/in)", "0.2√max(in,out)"]
 
@@ -360,7 +361,7 @@ def sharded_worker(rank: int, port: int, folder: str) -> None:
         found = {name: p.full_tensor() for name, p in net.named_parameters()}  # pyright: ignore[reportCallIssue]
         if rank == 0:
             torch.save(found, Path(folder) / "found.pt")
-        dist.barrier()  # a rank that is destroyed while the other still talks to it makes that one abort
+        leave(0)
     finally:
         dist.destroy_process_group()
 

@@ -62,7 +62,9 @@ def _rank(rank: int, folder: Path, results: Any) -> None:
         points: list[LogPoint] = []
         data = {"data": text()} if config.data == "topics" else {}
         results.put((rank, name, train(config, on_log=points.append, **data, **options).to_dict(), len(points)))
-    leave()  # together: a rank that is destroyed while the other still talks to it makes that one abort
+    results.close()
+    results.join_thread()
+    leave(0)
 
 
 Outcomes = dict[tuple[int, str], tuple[RunResult, int]]

@@ -64,8 +64,9 @@ class Train:
         except RankDied as error:
             print(f"mutransfer: {error}", file=sys.stderr)
             return FAILED
-        leave()
-        return 0 if result.status == "finished" else FAILED
+        code = 0 if result.status == "finished" else FAILED
+        leave(code)
+        return code
 
     def _follow(self) -> RunResult:
         """What the ranks but the first do under torchrun: the same run, without a word."""

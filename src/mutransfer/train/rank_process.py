@@ -50,7 +50,7 @@ def main(path: Path) -> int:
         raise
     if rank == 0:
         tell("result", asdict(result))
-    leave()
+    leave(0)
     return 0
 
 

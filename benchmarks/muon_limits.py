@@ -25,30 +25,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.muon_step import DEPTH, gradients
+from benchmarks.muon_step import DEPTH, chain, gradients
 from mutransfer.data import TextData, load
-from mutransfer.muon.coefficients import JORDAN, Triple, best_quintic
+from mutransfer.muon.coefficients import JORDAN, Triple
 
 ROUNDS, LEVELS = 15, np.geomspace(1e-4, 3e-3, 12)
-
-
-def best_cubic(low: float, high: float) -> Triple:
-    """The odd cubic with the least max |1 − p(σ)| on [low, high]: errors +E at both ends and −E at its maximum."""
-    k = low * low + low * high + high * high
-    top = math.sqrt(k / 3)
-    scale = 2 / (k * top - top**3 + k * low - low**3)
-    return scale * k, -scale, 0.0
-
-
-def chain(degrees: Sequence[int], low: float) -> list[Triple]:
-    """The best polynomial of each degree on where the singular values can be by then."""
-    high, steps = 1.0, []
-    for degree in degrees:
-        a, b, c = best_cubic(low, high) if degree == 3 else best_quintic(low, high)
-        steps.append((a, b, c))
-        low = low * (a + low * low * (b + low * low * c))
-        high = 2 - low
-    return steps
 
 
 def error(steps: Sequence[Triple], spectra: Sequence[np.ndarray]) -> float:

@@ -10,11 +10,12 @@ float64 SVD, the gradients those of the same GPT on real text, at its start and 
 
 from __future__ import annotations
 
+import math
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,14 +25,40 @@ from mutransfer.data import TextData, load
 from mutransfer.models import GPT, GPTConfig
 from mutransfer.models.gpt import gpt_loss
 from mutransfer.muon import Muon
+from mutransfer.muon.coefficients import Triple, best_quintic
 from mutransfer.muon.polar import multiplies_bfloat16
 
 DEPTH, CONTEXT, BATCH = 12, 64, 16
+
+
+def best_cubic(low: float, high: float) -> Triple:
+    """The odd cubic with the least max |1 − p(σ)| on [low, high]: errors +E at both ends and −E at its maximum."""
+    k = low * low + low * high + high * high
+    top = math.sqrt(k / 3)
+    scale = 2 / (k * top - top**3 + k * low - low**3)
+    return scale * k, -scale, 0.0
+
+
+def chain(degrees: Sequence[int], low: float, safety: float = 1.0) -> list[Triple]:
+    """The best polynomial of each degree on where the singular values can be by then, from [low, 1]; `safety` as in Polar Express."""
+    high, steps = 1.0, []
+    for degree in degrees:
+        a, b, c = best_cubic(low, high) if degree == 3 else best_quintic(low, high)
+        s = 1.0 if len(steps) == len(degrees) - 1 else safety
+        steps.append((a / s, b / s**3, c / s**5))
+        low = low * (a + low * low * (b + low * low * c))
+        high = 2 - low
+    return steps
+
+
 Made = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 OURS: dict[str, dict[str, Any]] = {
     "ours (default)": {},
     "ours float32": {"dtype": "float32"},
     "ours Polar Express, 5 steps": {"coefficients": "polar-express"},
+    "ours, 13 products": {
+        "coefficients": [list(step) for step in chain((5, 3, 3, 5, 5), 6.4e-4, 1.01)]
+    },  # muon_limits.py
     "ours Polar Express, 4 steps": {"coefficients": "polar-express", "ns_steps": 4},
 }
 

@@ -38,7 +38,9 @@ def polar_factor(matrix: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("coefficients", ["jordan", "polar-express", (2.0, -1.5, 0.5)])
+@pytest.mark.parametrize(
+    "coefficients", ["jordan", "polar-express", (2.0, -1.5, 0.5), [[1.5, -0.5, 0.0], [2.0, -1.5, 0.5]]]
+)
 @pytest.mark.parametrize("ns_steps", [1, 5, 9])
 def test_it_is_the_polynomial_of_the_singular_values(shape: tuple[int, int], coefficients, ns_steps: int) -> None:
     """Direct and on the Gram matrix, wide and tall, in every batch axis."""

@@ -208,13 +208,17 @@ def _apply(settings: _Settings, matrices: list[_Matrix], scratch: Scratch) -> No
     if gradients and settings.nesterov:
         mixed = scratch.make(shape, settings.stored, settings.device)
         mixtures = [x.view(m.shape) for x, m in zip(mixed.unbind(), momenta, strict=True)]
-        _foreach.copy_(mixtures, gradients)
-        _foreach.lerp_(mixtures, momenta, settings.momentum)
-        _foreach.copy_(entries, mixtures)
+        for mixture, gradient, momentum in zip(mixtures, gradients, momenta, strict=True):
+            torch.lerp(gradient, momentum, settings.momentum, out=mixture)
+        batch.copy_(mixed)  # one cast for all
         scratch.give(mixed)
     else:
         _foreach.copy_(entries, momenta)
     result = polar(batch, settings.steps, settings.eps, scratch)
+    if result.dtype != settings.stored:
+        cast = scratch.make(shape, settings.stored, settings.device).copy_(result)
+        scratch.give(result)
+        result = cast
     found = result.unbind()
     for (keep, rate), same in itertools.groupby(zip(matrices, found, strict=True), key=lambda pair: pair[0][-2:]):
         weights, updates = zip(*((matrix.weight, o.view(matrix.weight.shape)) for matrix, o in same), strict=True)

@@ -100,8 +100,12 @@ def polar(
             torch.bmm(*((x, q) if tall else (q, x)), out=y)
         else:
             a, b, c = next(iter(segment))
-            q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=scratch.take(gram.shape, x))
-            torch.baddbmm(x, *((x, q) if tall else (q, x)), beta=a, out=y)
+            q = scratch.take(gram.shape, x)
+            if c:
+                torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=q)
+                torch.baddbmm(x, *((x, q) if tall else (q, x)), beta=a, out=y)
+            else:  # a cubic takes one product less
+                torch.baddbmm(x, *((x, gram) if tall else (gram, x)), beta=a, alpha=b, out=y)
         scratch.give(x, q)
         x = y
     scratch.give(gram)
@@ -139,7 +143,7 @@ def _factor(
     q = None
     for number, (a, b, c) in enumerate(segment):
         # P − a·I: the identity is left out, as it would drown small entries
-        torch.baddbmm(r, r, r, beta=b, alpha=c, out=p)
+        torch.baddbmm(r, r, r, beta=b, alpha=c, out=p) if c else torch.mul(r, b, out=p)
         if number < len(segment) - 1:
             torch.baddbmm(r, p, r, beta=a, out=spare)
             torch.baddbmm(spare, spare, p, beta=a, out=r)

@@ -106,3 +106,18 @@ def test_buffers_without_a_brother_stay_as_they_are() -> None:
     big.register_buffer("mask", torch.ones(3))
     made = grow_plan(small, big, mt.plan(big, base=small, optimizer="sgd"), maps="units")
     assert "mask" not in made.by_name and any("'mask'" in note for note in made.notes)
+
+
+def test_a_tensor_that_the_pass_does_not_use_is_named() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.first, self.spare, self.head = nn.Linear(7, width), nn.Linear(width, 3), nn.Linear(width, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.tanh(self.first(x))
+            return self.spare(h) if self.training else self.head(h)
+
+    small, big = Auxiliary(4), Auxiliary(8)
+    notes = grow_plan(small, big, mt.plan(big, base=small, optimizer="sgd")).notes
+    assert [note for note in notes if "'spare.weight'" in note] and not any("'head" in note for note in notes)

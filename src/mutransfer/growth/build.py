@@ -82,10 +82,7 @@ def departure(row: Row, facts: OptimizerFacts, scale: float, gradient: float) ->
     entries = math.prod(row.target_shape) / math.prod(row.base_shape)
     factors = [gradient if facts.degree == 1 else 1.0]
     if facts.kind == "matrix":
-        pairs = [
-            (row.fan_in, row.fan_out),
-            (row.fan_out, row.fan_in),
-        ]  # a scaling may read the matrix as stored, (in, out)
+        pairs = [(row.fan_in, row.fan_out), (row.fan_out, row.fan_in)]  # a scaling may read a matrix as it is stored
         pairs = pairs if row.axes == ("in", "out") or row.parts else pairs[:1]
         steps = [squared_step_ratio(facts, *pair, Fraction(1), "exact") for pair in pairs]
         factors = [math.sqrt(step / Fraction(entries)) for step in steps]
@@ -238,6 +235,10 @@ class _Builder:
         self, name: str, source: str, small: Sequence[int], big: Sequence[int]
     ) -> tuple[tuple[AxisMap, ...], str]:
         """One map per axis, and why the copies will not train alike."""
+        if self.traced is not None and tuple(small) != tuple(big) and name not in self.traced[1].used:
+            self.notes.append(
+                f"{name!r} takes no part in the forward pass that was traced: its units are copied one by one"
+            )
         given = declared(None if isinstance(self.maps, str) else self.maps, name, small, big)
         ours, theirs = self._axes(1, name), self._axes(0, source)
         maps, reasons = [], []

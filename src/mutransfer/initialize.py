@@ -68,14 +68,19 @@ def _materialise(model: nn.Module) -> None:
             if buffer.is_meta and module not in empty:
                 raise _error(f"buffer '{path + '.' if path else ''}{name}' is on the meta device and only your code knows its "
                              f"values: build the model on a real device, or fill its buffers first")  # fmt: skip
+    give_storage(model)
+    for module in empty:
+        module.reset_running_stats()
+
+
+def give_storage(model: nn.Module) -> None:
+    """Storage, of any content, on torch's default device for every tensor on meta; what is real and what is tied stays so."""
     ties = [p for p in parameters_of(model).values() if p.aliases]
     device = torch.get_default_device()
     model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)  # to_empty, sparing what is real
     for parameter in ties:  # torch gives each name a tensor of its own
         for _, module, attribute in parameter.aliases:
             module._parameters[attribute] = parameter.module._parameters[parameter.attribute]
-    for module in empty:
-        module.reset_running_stats()
 
 
 def _clear_padding(model: nn.Module, drawn: set[int]) -> None:

@@ -130,8 +130,8 @@ def test_guessed_inputs_show_a_sum_over_units_in_any_output(kind: Any) -> None:
 
 def test_random_masks_and_growing_outputs_are_said() -> None:
     torch.manual_seed(0)
-    make = lambda w: nn.Sequential(nn.Linear(7, w), nn.Tanh(), nn.Dropout(0.1), nn.Linear(w, 5))  # noqa: E731
-    _, _, record = mt.grow(make(8), to=make(16), show=False)
+    small, big = (nn.Sequential(nn.Linear(7, w), nn.Tanh(), nn.Dropout(0.1), nn.Linear(w, 5)) for w in (8, 16))
+    _, _, record = mt.grow(small, to=big, show=False)
     assert any("random" in note for note in record.plan.notes) and not any("for ever" in n for n in record.notes)
 
     class Functional(nn.Module):
@@ -149,8 +149,8 @@ def test_random_masks_and_growing_outputs_are_said() -> None:
         _, _, record = mt.grow(Functional(8, p), to=Functional(16, p), show=False)
         assert any("random" in note for note in record.notes) is (p > 0)
         assert any("for ever" in note for note in record.notes) is (p == 0)
-    features = lambda w: nn.Sequential(nn.Linear(7, w), nn.Tanh())  # noqa: E731
-    _, _, record = mt.grow(features(8), to=features(16), show=False)
+    small, big = (nn.Sequential(nn.Linear(7, w), nn.Tanh()) for w in (8, 16))
+    _, _, record = mt.grow(small, to=big, show=False)
     assert any("puts out grows" in note for note in record.plan.notes)
 
 

@@ -89,8 +89,11 @@ def _kinds(stack: Stack, names: dict[str, str]) -> list[tuple[list[str], list[st
     for place, of in enumerate((ours, theirs)):
         for block, tails in of.items():
             kinds.setdefault(frozenset(tails), ([], []))[place].append(block)
-    number = lambda block: int(block.rpartition(".")[2])  # noqa: E731
-    return [(sorted(a, key=number), sorted(b, key=number)) for a, b in kinds.values() if len(a) > len(b) > 0]
+    return [(sorted(a, key=_number), sorted(b, key=_number)) for a, b in kinds.values() if len(a) > len(b) > 0]
+
+
+def _number(block: str) -> int:
+    return int(block.rpartition(".")[2])
 
 
 def _ends(small: nn.Module, big: nn.Module, stacks: list[Stack], branch_out: Sequence[str]) -> set[str]:

@@ -204,6 +204,16 @@ def pieces(axis: Axis, cuts: Iterable[int]) -> list[Axis]:
     return [product([piece, *inner]) for piece in pieces(outer, [c // rest for c in cuts])]
 
 
+def piece_of(axis: Axis, start: int, size: int) -> Axis:
+    """`size` units of an axis from `start`: one of its pieces."""
+    at, found = 0, []
+    for part in pieces(axis, (start, start + size)):
+        if start <= at < start + size:
+            found.append(part)
+        at += part.size
+    return join(found) if sum(p.size for p in found) == size else Axis(size)
+
+
 def _cuts(axis: Axis) -> list[int]:
     return list(itertools.accumulate(part.size for part in axis.parts))[:-1]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mutransfer.errors import InputError
 from mutransfer.growth.tensors import GrowPlan
-from mutransfer.shapes import clean, parameters_of
+from mutransfer.initialize import give_storage
+from mutransfer.shapes import clean
 
 
 def materialise(model: nn.Module, made: GrowPlan) -> None:
@@ -18,12 +18,7 @@ def materialise(model: nn.Module, made: GrowPlan) -> None:
         if buffer.is_meta and clean(name) not in made.by_name:
             raise InputError(f"buffer {name!r} of the big model is on the meta device and the small model has none of it: "
                              f"build the big model on a real device")  # fmt: skip
-    ties = [p for p in parameters_of(model).values() if p.aliases]
-    device = torch.get_default_device()
-    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)  # to_empty, sparing what is real
-    for parameter in ties:  # torch gives each name a tensor of its own
-        for _, module, attribute in parameter.aliases:
-            module._parameters[attribute] = parameter.module._parameters[parameter.attribute]
+    give_storage(model)
 
 
 def write(target: Any, value: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mutransfer.construct import same_randomness
+from mutransfer.growth import products, views
 from mutransfer.growth.layout import Axis
 from mutransfer.growth.operations import OPERATIONS, carry, pointwise
 from mutransfer.sample import Call, calls
@@ -23,6 +24,9 @@ _LARGEST = 1 << 25  # numbers in a stand-in that is run for real; a larger one s
 
 _TABLES = ("arange", "linspace", "logspace", "eye", "randn", "rand", "randint", "randperm")
 """Operations whose numbers differ along their axes and come from nothing that is copied."""
+
+RULES = products, views
+"""Importing these modules put their rules among the operations."""
 
 Layout = dict[str, list[Axis]]
 """Tensor (parameter or buffer, by every name it has) → its axes."""
